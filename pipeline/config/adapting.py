@@ -64,8 +64,8 @@ def _why_not_scored(config: Config, adapt: Adapt) -> str | None:
         if given != wanted:
             value = "null" if wanted is None else str(wanted).lower()
             return f"eval.{key}={given}: an adaptation needs eval.{key}={value}. Set that, or adapt=null."
-    if missing := [name for name in ("base", "sft", "ct", "sft_then_ct") if name not in scored.unmerged]:
-        return f"eval.unmerged={scored.unmerged}: the results compare {missing[0]} too. Add it."
+    if missing := [name for name in ("base", "sft", "ct", "sft_then_ct") if name not in scored.baselines]:
+        return f"eval.baselines={scored.baselines}: the results compare {missing[0]} too. Add it."
     own, foreign = bool(scored.families), bool(scored.tasks or scored.include_path)
     for key, measure in (("gain", adapt.gain), ("keep", adapt.keep)):
         if measure in ACCURACIES and not (own or foreign):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from typing import Annotated, Any
 
@@ -117,32 +117,32 @@ class Config(Settings):
     @model_validator(mode="after")
     def arms_can_be_trained(self) -> Config:
         merged = (name for method in self.merge.methods.values() for name in method.checkpoints)
-        wanted = {*self.eval.unmerged, *merged}
+        wanted = {*self.eval.baselines, *merged}
         if self.ct.source and "sft_then_ct" in wanted:
             raise ValueError(
                 f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, but this CT is given. "
-                "Leave sft_then_ct out of eval.unmerged, or set ct.source=null."
+                "Leave sft_then_ct out of eval.baselines, or set ct.source=null."
             )
         if "sft_then_ct_frozen" in wanted:
             if self.ct.source:
                 raise ValueError(
                     f"ct.source={self.ct.source}: sft_then_ct_frozen trains CT on top of SFT, but this CT is given. "
-                    "Leave sft_then_ct_frozen out of eval.unmerged, or set ct.source=null."
+                    "Leave sft_then_ct_frozen out of eval.baselines, or set ct.source=null."
                 )
             if self.train.lora:
                 raise ValueError(
                     "train.lora: sft_then_ct_frozen freezes columns of weights that LoRA does not train. "
-                    "Set train=full, or leave sft_then_ct_frozen out of eval.unmerged."
+                    "Set train=full, or leave sft_then_ct_frozen out of eval.baselines."
                 )
             if self.compute.strategy not in ("none", "ddp"):
                 raise ValueError(
                     f"compute.strategy={self.compute.strategy}: sft_then_ct_frozen needs all weights in each process."
-                    " Set compute.strategy=none or ddp, or leave sft_then_ct_frozen out of eval.unmerged."
+                    " Set compute.strategy=none or ddp, or leave sft_then_ct_frozen out of eval.baselines."
                 )
         if self.sft.hub and "target_sft" in wanted:
             raise ValueError(
                 "sft.hub: target_sft needs instructions in the language, but this data set is English. "
-                "Leave target_sft out of eval.unmerged, or set sft.hub=null to make items from the text."
+                "Leave target_sft out of eval.baselines, or set sft.hub=null to make items from the text."
             )
         if "merge_then_sft" in wanted and self.merge.then_sft is None:
             raise ValueError(
@@ -151,17 +151,17 @@ class Config(Settings):
         if "sft_replay" in wanted and self.sft.arm_replay_share == self.sft.replay_share:
             raise ValueError(
                 f"sft.arm_replay_share={self.sft.arm_replay_share}: every SFT has this fraction already. "
-                "Give another to sft_replay, or leave it out of eval.unmerged."
+                "Give another to sft_replay, or leave it out of eval.baselines."
             )
         if "mixed" in wanted and self.ct.whole_text:
             raise ValueError(
                 "ct.tokens=null: mixed spreads a stated budget over SFT's blocks; set ct.tokens, or leave mixed out of"
-                " eval.unmerged"
+                " eval.baselines"
             )
         if "mixed" in wanted and self.ct.block_size != self.sft.block_size:
             raise ValueError(
                 f"sft.block_size={self.sft.block_size}: must be ct.block_size, as mixed trains on blocks of both. "
-                f"Set ct.block_size={self.ct.block_size}, or leave mixed out of eval.unmerged."
+                f"Set ct.block_size={self.ct.block_size}, or leave mixed out of eval.baselines."
             )
         return self
 
@@ -251,9 +251,9 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def something_is_asked(self) -> Config:
-        if not self.eval.unmerged and not self.merge.methods:
+        if not self.eval.baselines and not self.merge.methods:
             raise ValueError(
-                "eval.unmerged=[]: there are no merges either, so nothing would be scored. Set eval.unmerged=[base]."
+                "eval.baselines=[]: there are no merges either, so nothing would be scored. Set eval.baselines=[base]."
             )
         if not self.eval.families and self.merge.methods and self.adapt is None and self.merge.metric == "acc":
             raise ValueError(
@@ -305,12 +305,12 @@ class Config(Settings):
         return self
 
 
-def validate(composed: Mapping[str, Any]) -> Config:
-    """Return a composed config as a `Config`.
+def validate(composed: Mapping[str, Any], given: Collection[str] = ()) -> Config:
+    """Return a composed config as a `Config`. given: the keys that the command line sets.
 
     Raises BadInput that names the first wrong key, its value and what would be right.
     """
-    current = old_names.config(composed)
+    current = old_names.config(composed, given)
     try:
         return Config.model_validate(current)
     except ValidationError as error:

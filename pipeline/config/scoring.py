@@ -188,7 +188,7 @@ class Merge(Settings):
 class Evaluation(ScoringSettings):
     """What checkpoints and merges are scored on, and how."""
 
-    unmerged: list[ArmName]
+    baselines: list[ArmName]
     families: list[str]
     items: Positive
     tune_limit: Positive | None

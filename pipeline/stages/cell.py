@@ -105,7 +105,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     requested, config = config, adapting.for_its_pair(config, inputs)
     planner = CellPlanner(config, inputs)
     methods = {} if config.adapt else config.merge.methods
-    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.unmerged}
+    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.baselines}
     merges = {name: planner.merge(name) for name in methods}
     evals = {name: planner.eval_of_checkpoint(name) for name in checkpoints}
     evals |= {name: planner.eval_of_merge(name, merges[name], merges[name].slug) for name in methods}

@@ -144,7 +144,7 @@ def test_parents_come_first_and_nothing_comes_twice() -> None:
 
 
 def test_only_what_is_scored_is_planned() -> None:
-    cell = planned(eval__unmerged=["base"], merge__methods={})
+    cell = planned(eval__baselines=["base"], merge__methods={})
     assert [stage.kind for stage in cell.stages] == ["corpus", "base", "items", "eval"]
 
 

@@ -59,8 +59,8 @@ eval.batch_tokens=0                          | eval.batch_tokens=0:
 eval.families=[nosuch]                       | eval.families:
 eval.families=[next,next]                    | eval.families:
 eval.families=[]                             | eval.families=\\[\\]:
-eval.unmerged=[nothing]                      | eval.unmerged
-eval.unmerged=[] merge=none                  | eval.unmerged=\\[\\]:
+eval.baselines=[nothing]                      | eval.baselines
+eval.baselines=[] merge=none                  | eval.baselines=\\[\\]:
 eval.split=train                             | eval.split=train:
 eval.dtype=float16                           | eval.dtype=float16:
 language.code=NYA                            | language.code=NYA:
