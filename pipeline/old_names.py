@@ -24,6 +24,7 @@ KEYS = {  # of the config; each stays in its section
     "language.most_tokens": "language.max_tokens",
     "compute.first_guess": "compute.stage_seconds",
     "eval.unmerged": "eval.baselines",
+    "eval.untuned": "eval.default_settings",
 }
 SITE_KEYS = {"data_here": "run_data_locally", "at_once": "max_parallel", "evaluations_a_job": "evals_per_job"}
 FIELDS = {"gold_bits": "answer_bits", "gold_bytes": "answer_bytes"}  # of samples.jsonl

@@ -59,7 +59,11 @@ def why_not_adapted(config: Config) -> str | None:
 def _why_not_scored(config: Config, adapt: Adapt) -> str | None:
     """The same of what is scored."""
     scored = config.eval
-    others = {"frontier": (scored.frontier, None), "untuned": (scored.untuned, False), "split": (scored.split, "test")}
+    others = {
+        "frontier": (scored.frontier, None),
+        "default_settings": (scored.default_settings, False),
+        "split": (scored.split, "test"),
+    }
     for key, (given, wanted) in {**others, "dtype": (scored.dtype, adapt.dtype)}.items():
         if given != wanted:
             value = "null" if wanted is None else str(wanted).lower()

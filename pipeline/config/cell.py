@@ -195,9 +195,10 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def all_tries_are_scored_once(self) -> Config:
-        if self.eval.frontier and self.eval.untuned:
+        if self.eval.frontier and self.eval.default_settings:
             raise ValueError(
-                "eval.untuned: eval.frontier scores the first trial of every method too. Leave one of them out."
+                "eval.default_settings: eval.frontier scores the first trial of every method too."
+                " Leave one of them out."
             )
         if self.merge.search and (self.eval.frontier or self.adapt):
             key = "eval.frontier" if self.eval.frontier else "adapt"

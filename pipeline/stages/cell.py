@@ -112,7 +112,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     chosen = {name: selection_stage(merges[name]) for name in methods if planner.is_tuned(name)}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
-    untuned = plan_untuned(planner, chosen) if config.eval.untuned else {}
+    untuned = plan_untuned(planner, chosen) if config.eval.default_settings else {}
     frontier = plan_frontier(planner, evals) if config.scores_knobs else {}
     adapt = adapting.plan_adaptation(planner, evals, checkpoints) if config.adapt else None
     leaks = plan_contamination(config, inputs, planner.data) if config.eval.leaks else None
