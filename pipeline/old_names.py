@@ -25,6 +25,7 @@ KEYS = {  # of the config; each stays in its section
     "compute.first_guess": "compute.stage_seconds",
     "eval.unmerged": "eval.baselines",
     "eval.untuned": "eval.default_settings",
+    "merge.then_sft": "merge.sft_after_merge",
 }
 SITE_KEYS = {"data_here": "run_data_locally", "at_once": "max_parallel", "evaluations_a_job": "evals_per_job"}
 FIELDS = {"gold_bits": "answer_bits", "gold_bytes": "answer_bytes"}  # of samples.jsonl
@@ -70,7 +71,7 @@ def _override(given: str) -> str:
         _say_renamed(old, KEYS[old])
         key = key.replace(old, KEYS[old], 1)
         group = group.replace(old, KEYS[old], 1)
-    if group in (*FILES, "eval.baselines", "merge.then_sft"):
+    if group in (*FILES, "eval.baselines", "merge.sft_after_merge"):
         known = FILES.get(group, METHODS)
         value = re.sub(r"\w+", lambda word: _renamed(f"{group}=", word[0]) if word[0] in known else word[0], value)
     elif method := re.match(r"(merge\.methods\.)(\w+)", group):
@@ -99,8 +100,8 @@ def config(composed: Mapping[str, Any], given: Collection[str] = ()) -> dict[str
                 _renamed(f"merge.methods.{place}.of=", checkpoint)  # report only: its role is a part of keys, and stays
             both = isinstance(method, Mapping) and isinstance(methods.get(place), Mapping)
             methods[place] = {**methods[place], **method} if both else method
-        then = merge.get("then_sft")
-        found["merge"] = {**merge, "methods": methods, "then_sft": then and _renamed("merge.then_sft=", then)}
+        start = _renamed("merge.sft_after_merge=", merge.get("sft_after_merge"))
+        found["merge"] = {**merge, "methods": methods, "sft_after_merge": start}
     return found
 
 

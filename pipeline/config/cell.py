@@ -144,9 +144,10 @@ class Config(Settings):
                 "sft.hub: target_sft needs instructions in the language, but this data set is English. "
                 "Leave target_sft out of eval.baselines, or set sft.hub=null to make items from the text."
             )
-        if "merge_then_sft" in wanted and self.merge.then_sft is None:
+        if "merge_then_sft" in wanted and self.merge.sft_after_merge is None:
             raise ValueError(
-                f"merge.then_sft=null: merge_then_sft trains on a merge. Set one of {listed(self.merge.methods)}."
+                "merge.sft_after_merge=null: merge_then_sft trains on a merge."
+                f" Set one of {listed(self.merge.methods)}."
             )
         if "sft_replay" in wanted and self.sft.arm_replay_share == self.sft.replay_share:
             raise ValueError(

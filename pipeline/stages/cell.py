@@ -279,8 +279,8 @@ class CellPlanner:
     @cached_property
     def merge_then_sft(self) -> Stage:
         """SFT on the weights of a merge."""
-        assert self.config.merge.then_sft is not None
-        merged = self.weights(self.config.merge.then_sft)
+        assert self.config.merge.sft_after_merge is not None
+        merged = self.weights(self.config.merge.sft_after_merge)
         tokenizer = merged if self.config.model.new_tokens else self.base
         parents = {"model": merged, "blocks": self.sft_parents(tokenizer)["blocks"]}
         return plan_sft(f"en-after-{merged.slug}", self.config, parents)

@@ -102,7 +102,7 @@ def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
 
 
 def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:
-    for cell in cells("eval.baselines=[merge_then_sft]", "merge.then_sft=ties_sv_1"):
+    for cell in cells("eval.baselines=[merge_then_sft]", "merge.sft_after_merge=ties_sv_1"):
         arm = parent(cell.evals["merge_then_sft"], "checkpoint")
         assert arm.kind == "sft" and parent(arm, "model").kind == "weights"
         assert parent(arm, "model", "merge").key == cell.merges["ties_sv_1"].key
@@ -111,7 +111,8 @@ def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:
 
 def test_every_arm_has_a_title_and_can_be_planned_together() -> None:
     planned = cells(
-        f"eval.baselines=[{','.join(BASELINES)}]", MERGED, ALIKE, "sft.block_size=128", "merge.then_sft=ties_sv_1"
+        f"eval.baselines=[{','.join(BASELINES)}]",
+        *(MERGED, ALIKE, "sft.block_size=128", "merge.sft_after_merge=ties_sv_1"),
     )
     assert set(BASELINES) <= set(planned[0].evals)
     assert len({label(name) for name in planned[0].evals}) == len(planned[0].evals)
@@ -172,8 +173,11 @@ def test_jobs_wait_for_what_they_read() -> None:
         (["+merge.methods.ties_sv_1.of=[sft,sft]"], r"^merge\.methods\.ties_sv_1\.of=.*a checkpoint is listed twice"),
         (["+merge.methods.ties_sv_1.of=[]"], r"^merge\.methods\.ties_sv_1\.of="),
         (["+merge.methods.ties_sv_1.of=[base,ct]"], r"protect: no such model, got 'sft'. Choose one of base, ct"),
-        (["eval.baselines=[merge_then_sft]"], r"^merge\.then_sft=null: "),
-        (["merge.then_sft=ties_sv_2"], r"^merge\.then_sft=ties_sv_2: no such merge. Did you mean ties_sv_1\?"),
+        (["eval.baselines=[merge_then_sft]"], r"^merge\.sft_after_merge=null: "),
+        (
+            ["merge.sft_after_merge=ties_sv_2"],
+            r"^merge\.sft_after_merge=ties_sv_2: no such merge. Did you mean ties_sv_1\?",
+        ),
         (["+merge.methods.ties_sv_1.of=[ct,sft,merge_then_sft]"], r"of: merge_then_sft is trained from a merge"),
         (["eval.baselines=[sft_replay]", "sft.replay_share=0.5"], r"^sft\.arm_replay_share=0\.5: every SFT has"),
         (["eval.baselines=[mixed]"], r"^sft\.block_size=256: .* Set ct\.block_size=128"),
