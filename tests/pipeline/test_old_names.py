@@ -126,6 +126,7 @@ def test_old_keys_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 VALUES = {  # by old key, one that is not the default of experiment=test, as YAML
     "eval.unmerged": "[sft, ct]",
     "eval.untuned": "true",
+    "eval.excerpt": "70",
     "merge.then_sft": "ties_sv_1",
 }
 

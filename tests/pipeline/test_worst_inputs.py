@@ -54,7 +54,7 @@ sft.schedule_tokens=1k                       | sft.schedule_tokens=1k:
 sft.replay_share=1                           | sft.replay_share=1:
 eval.limit=0                                 | eval.limit=0:
 eval.tune_limit=0                            | eval.tune_limit=0:
-eval.excerpt=0                               | eval.excerpt=0:
+eval.max_chars=0                               | eval.max_chars=0:
 eval.batch_tokens=0                          | eval.batch_tokens=0:
 eval.families=[nosuch]                       | eval.families:
 eval.families=[next,next]                    | eval.families:
