@@ -26,6 +26,7 @@ KEYS = {  # of the config; each stays in its section
     "eval.unmerged": "eval.baselines",
     "eval.untuned": "eval.default_settings",
     "eval.excerpt": "eval.max_chars",
+    "eval.leaks": "eval.contamination",
     "merge.then_sft": "merge.sft_after_merge",
 }
 SITE_KEYS = {"data_here": "run_data_locally", "at_once": "max_parallel", "evaluations_a_job": "evals_per_job"}

@@ -196,7 +196,7 @@ class Evaluation(ScoringSettings):
     batch_tokens: Tokens
     gpus: Positive = 1
     include_path: str | None
-    leaks: bool
+    contamination: bool
     default_settings: bool
     frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
     questions: str | None = None

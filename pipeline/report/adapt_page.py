@@ -41,7 +41,7 @@ STEPS = {  # of a run, by kind of stage; evaluations are split by what they scor
     "corpus": "reading the text",
     "items": "making test items",
     "instructions": "making instructions",
-    "leaks": "looking for leaks",
+    "leaks": "looking for contamination",
     "ct_blocks": "packing the text",
     "ct": "continual pre-training",
     "merge": "merging",

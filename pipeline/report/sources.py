@@ -41,7 +41,7 @@ class Sources:
     """The inputs of a report as paths.
 
     stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
-    scored. leaks: a leaks.json, if leaks were looked for. untuned: of tuned methods, the first of their trials.
+    scored. contamination: a leaks.json, if it was looked for. untuned: of tuned methods, the first of their trials.
     frontier: every setting of every method's knob, if all were scored.
     """
 
@@ -52,7 +52,7 @@ class Sources:
     stages: Sequence[tuple[Path, int]] = ()
     items: Sequence[Path] = ()
     split: str = "test"
-    leaks: Path | None = None
+    contamination: Path | None = None
     untuned: Sequence[Evaluation] = ()
     frontier: Sequence[FrontierPoint] = ()
 
@@ -65,7 +65,7 @@ class Sources:
         return paths
 
     def inputs(self) -> Inputs:
-        """Read the records of stages, the items and leaks, and find the hypotheses of the experiment."""
+        """Read the records of stages, the items and contamination, and find the hypotheses of the experiment."""
         from pipeline.report import hypotheses, samples
         from pipeline.report.analysis import Inputs
         from pipeline.report.stages import read_counts, read_stages
@@ -81,7 +81,7 @@ class Sources:
                 for path, record in records
             ],
             items=samples.read_items(self.items, self.split),
-            leaks=read_json(self.leaks) if self.leaks else None,
+            contamination=read_json(self.contamination) if self.contamination else None,
             untuned=self.untuned,
             counts=read_counts(records),
             frontier=self.frontier,
@@ -104,7 +104,7 @@ class Sources:
                 "stages": [[relative(path, folder), cells] for path, cells in self.stages],
                 "items": [relative(path, folder) for path in self.items],
                 "split": self.split,
-                "leaks": relative(self.leaks, folder) if self.leaks else None,
+                "leaks": relative(self.contamination, folder) if self.contamination else None,
                 "untuned": listed(self.untuned),
                 "frontier": [{**row, "dev": relative(row["dev"], folder)} for row in listed(self.frontier)],
             },
@@ -169,7 +169,7 @@ def _read(folder: Path) -> Sources:
         stages=[(absolute(path, folder), cells) for path, cells in kept["stages"]],
         items=[absolute(path, folder) for path in kept["items"]],
         split=kept["split"],
-        leaks=absolute(kept["leaks"], folder) if kept["leaks"] else None,
+        contamination=absolute(kept["leaks"], folder) if kept["leaks"] else None,
         untuned=rows(Evaluation, "untuned"),
         frontier=rows(FrontierPoint, "frontier", "dev"),
     )

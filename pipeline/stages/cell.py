@@ -73,7 +73,7 @@ class Cell:
     checkpoints: Mapping[str, Stage] = field(default_factory=dict)
     chosen: Mapping[str, Stage] = field(default_factory=dict)
     untuned: Mapping[str, Stage] = field(default_factory=dict)
-    leaks: Stage | None = None
+    contamination: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
     left_out: tuple[str, ...] = ()
@@ -115,10 +115,10 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     untuned = plan_untuned(planner, chosen) if config.eval.default_settings else {}
     frontier = plan_frontier(planner, evals) if config.scores_knobs else {}
     adapt = adapting.plan_adaptation(planner, evals, checkpoints) if config.adapt else None
-    leaks = plan_contamination(config, inputs, planner.data) if config.eval.leaks else None
+    contamination = plan_contamination(config, inputs, planner.data) if config.eval.contamination else None
     goals = [
         *checkpoints.values(),
-        *([leaks] if leaks else []),
+        *([contamination] if contamination else []),
         *evals.values(),
         *untuned.values(),
         *(stage for points in frontier.values() for point in points for stage in (point.dev, point.test)),
@@ -133,7 +133,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         checkpoints=checkpoints,
         chosen=chosen,
         untuned=untuned,
-        leaks=leaks,
+        contamination=contamination,
         frontier=frontier,
         adapt=adapt,
         left_out=tuple(name for name in requested.merge.methods if name not in config.merge.methods),

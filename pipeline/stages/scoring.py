@@ -139,6 +139,7 @@ def run_contamination(job: Job[ContaminationSettings, ContaminationOptions]) -> 
     contamination.find_contamination(item_texts(tasks), files, job.out, job.work, job.options.workers)
 
 
+# The kind and the files keep the name that they had before 0.2, so that stores stay valid.
 CONTAMINATION = StageType("leaks", run_contamination, 1, "data", 10, shared=True)
 
 

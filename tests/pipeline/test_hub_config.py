@@ -111,12 +111,12 @@ def test_the_english_sft_of_all_languages_is_one() -> None:
 
 
 def test_leaks_are_looked_for_where_that_is_wanted() -> None:
-    without, wanted = planned("experiment=test"), planned("experiment=test", "eval.leaks=true")
+    without, wanted = planned("experiment=test"), planned("experiment=test", "eval.contamination=true")
     assert {stage.key for stage in wanted.stages} - {stage.key for stage in without.stages} == {
-        wanted.leaks.key if wanted.leaks else ""
+        wanted.contamination.key if wanted.contamination else ""
     }
-    assert without.leaks is None
-    of_hub: Any = planned(*HUB, FLAN, "eval.leaks=true").leaks
+    assert without.contamination is None
+    of_hub: Any = planned(*HUB, FLAN, "eval.contamination=true").contamination
     assert set(of_hub.parents) == {"items", "corpus", "instructions"}
 
 

@@ -127,6 +127,7 @@ VALUES = {  # by old key, one that is not the default of experiment=test, as YAM
     "eval.unmerged": "[sft, ct]",
     "eval.untuned": "true",
     "eval.excerpt": "70",
+    "eval.leaks": "true",
     "merge.then_sft": "ties_sv_1",
 }
 
