@@ -27,6 +27,11 @@ KEYS = {  # of the config; each stays in its section
     "eval.untuned": "eval.default_settings",
     "eval.excerpt": "eval.max_chars",
     "eval.leaks": "eval.contamination",
+    "ct.english_share": "ct.english_fraction",
+    "sft.replay_share": "sft.replay_fraction",
+    "sft.arm_replay_share": "sft.arm_replay_fraction",
+    "model.recipe.aligned_share": "model.recipe.aligned_fraction",
+    "model.recipe.repeated_share": "model.recipe.repeated_fraction",
     "merge.then_sft": "merge.sft_after_merge",
 }
 SITE_KEYS = {"data_here": "run_data_locally", "at_once": "max_parallel", "evaluations_a_job": "evals_per_job"}

@@ -109,7 +109,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def sources_have_other_names(self) -> Config:
-        taken = {"en": "english_share sets how much English is read", self.language.code: "its text is the corpus"}
+        taken = {"en": "english_fraction sets how much English is read", self.language.code: "its text is the corpus"}
         for name in taken.keys() & (self.ct.sources or {}).keys():
             raise ValueError(f"ct.sources.{name}: is the code of a language, and {taken[name]}. Choose another name.")
         return self
@@ -149,9 +149,9 @@ class Config(Settings):
                 "merge.sft_after_merge=null: merge_then_sft trains on a merge."
                 f" Set one of {listed(self.merge.methods)}."
             )
-        if "sft_replay" in wanted and self.sft.arm_replay_share == self.sft.replay_share:
+        if "sft_replay" in wanted and self.sft.arm_replay_fraction == self.sft.replay_fraction:
             raise ValueError(
-                f"sft.arm_replay_share={self.sft.arm_replay_share}: every SFT has this fraction already. "
+                f"sft.arm_replay_fraction={self.sft.arm_replay_fraction}: every SFT has this fraction already. "
                 "Give another to sft_replay, or leave it out of eval.baselines."
             )
         if "mixed" in wanted and self.ct.whole_text:
@@ -216,11 +216,11 @@ class Config(Settings):
     @model_validator(mode="after")
     def what_is_watched_has_a_corpus(self) -> Config:
         every = self.sft.dev_every_tokens
-        if every and self.sft.hub and not self.sft.replay_share:
+        if every and self.sft.hub and not self.sft.replay_fraction:
             raise ValueError(
                 f"sft.dev_every_tokens={format_tokens(every)}: "
                 "this SFT trains on instructions of a data set without text. "
-                "Set sft.dev_every_tokens=null, or set sft.replay_share."
+                "Set sft.dev_every_tokens=null, or set sft.replay_fraction."
             )
         return self
 

@@ -267,8 +267,8 @@ class CellPlanner:
 
     @cached_property
     def sft_with_replay(self) -> Stage:
-        """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
-        sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
+        """SFT on CT, with `sft.arm_replay_fraction` of running English among the instructions."""
+        sft = self.config.sft.model_copy(update={"replay_fraction": self.config.sft.arm_replay_fraction})
         return self.sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
 
     @cached_property

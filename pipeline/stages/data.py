@@ -268,7 +268,7 @@ def plan_sft_blocks(config: Config, data: Data, base: Stage, language: str = "en
     settings = SftBlocksSettings.pick(sft, config, language=language, chat=chat_settings(config, data.template))
     instructions = data.instructions if language == "en" else plan_target_instructions(config, data)
     parents = {"items": instructions, "model": base}
-    if sft.replay_share or not sft.hub:
+    if sft.replay_fraction or not sft.hub:
         parents["corpus"] = data.corpus
     options = WorkerOptions(workers=workers(config))
     return Stage(SFT_BLOCKS, f"{language}-s{config.seed}", settings, parents, options)

@@ -179,7 +179,7 @@ def test_jobs_wait_for_what_they_read() -> None:
             r"^merge\.sft_after_merge=ties_sv_2: no such merge. Did you mean ties_sv_1\?",
         ),
         (["+merge.methods.ties_sv_1.of=[ct,sft,merge_then_sft]"], r"of: merge_then_sft is trained from a merge"),
-        (["eval.baselines=[sft_replay]", "sft.replay_share=0.5"], r"^sft\.arm_replay_share=0\.5: every SFT has"),
+        (["eval.baselines=[sft_replay]", "sft.replay_fraction=0.5"], r"^sft\.arm_replay_fraction=0\.5: every SFT has"),
         (["eval.baselines=[mixed]"], r"^sft\.block_size=256: .* Set ct\.block_size=128"),
         (["sft=flan", TRAINED], r"^sft\.hub: target_sft needs instructions in the language"),
         (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),

@@ -57,7 +57,7 @@ def test_ct_starts_from_the_extended_base_and_nothing_else_changes() -> None:
 
 def test_other_trainings_on_the_language_have_the_new_tokens() -> None:
     wanted = "eval.baselines=[sft_then_ct,mixed,target_sft,sft_replay,merge_then_sft]"
-    more = (wanted, "sft.block_size=128", "merge.sft_after_merge=task_arithmetic", "sft.arm_replay_share=0.5")
+    more = (wanted, "sft.block_size=128", "merge.sft_after_merge=task_arithmetic", "sft.arm_replay_fraction=0.5")
     cell = planned("model.new_tokens=300", *more)
     for name in ("sft_then_ct", "mixed"):
         assert cell.checkpoints[name].parents["model"].kind == "base_extended"

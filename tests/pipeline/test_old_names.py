@@ -128,6 +128,11 @@ VALUES = {  # by old key, one that is not the default of experiment=test, as YAM
     "eval.untuned": "true",
     "eval.excerpt": "70",
     "eval.leaks": "true",
+    "ct.english_share": "0.3",
+    "sft.replay_share": "0.1",
+    "sft.arm_replay_share": "0.4",
+    "model.recipe.aligned_share": "0.1",
+    "model.recipe.repeated_share": "0.3",
     "merge.then_sft": "ties_sv_1",
 }
 
