@@ -119,12 +119,13 @@ def _dev_lines(stage: Path) -> list[dict[str, Any]]:
 
 def _new_tokens(stage: Path) -> str | None:
     """Return a sentence about the new tokens that a stage gave a model; None for other stages."""
-    from pipeline.stages.vocabulary import VOCABULARY, in_words
+    from pipeline.stages.vocabulary import VOCABULARY, new_tokens_in_words
 
     file = stage / VOCABULARY
     if not file.is_file():
         return None
-    return f"CT has {in_words(read_json(file))}. Bits per byte can be compared with the base's, loss per token cannot."
+    described = new_tokens_in_words(read_json(file))
+    return f"CT has {described}. Bits per byte can be compared with the base's, loss per token cannot."
 
 
 def read(folder: Path) -> Sources:
