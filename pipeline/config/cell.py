@@ -72,6 +72,22 @@ class Config(Settings):
         return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
 
     @property
+    def families(self) -> list[str]:
+        """Return the task families that items and instructions of this corpus can be of: some need aligned verses."""
+        from train.data.questions import WORD_FAMILIES
+
+        has_verses = self.corpus.source in ("bible", "cipher")
+        return [name for name in self.eval.families if has_verses or name in WORD_FAMILIES]
+
+    @property
+    def no_families(self) -> str:
+        """Return how a message about the lack of families begins."""
+        if not self.eval.families:
+            return "eval.families=[]:"
+        named = ", ".join(self.eval.families)
+        return f"eval.families=[{named}]: corpus.source={self.corpus.source} has no aligned verses for them, and"
+
+    @property
     def trained_length(self) -> int:
         """Return tokens of the shortest blocks that its models were trained on: all of them know the positions in
         these.
@@ -257,9 +273,9 @@ class Config(Settings):
             raise ValueError(
                 "eval.baselines=[]: there are no merges either, so nothing would be scored. Set eval.baselines=[base]."
             )
-        if not self.eval.families and self.merge.methods and self.adapt is None and self.merge.metric == "acc":
+        if not self.families and self.merge.methods and self.adapt is None and self.merge.metric == "acc":
             raise ValueError(
-                "eval.families=[]: merges are selected by accuracy on our own items. "
+                f"{self.no_families} merges are selected by accuracy on our own items. "
                 "Name a family, or set merge.metric=bits_per_byte."
             )
         return self

@@ -59,8 +59,12 @@ eval.batch_tokens=0                          | eval.batch_tokens=0:
 eval.families=[nosuch]                       | eval.families:
 eval.families=[next,next]                    | eval.families:
 eval.families=[]                             | eval.families=\\[\\]:
-eval.baselines=[nothing]                      | eval.baselines
-eval.baselines=[] merge=none                  | eval.baselines=\\[\\]:
+eval.families=[] merge=none                  | eval.families=\\[\\]: SFT
+eval.families=[] merge=none eval.baselines=[target_sft] | eval.families=\\[\\]: SFT
+{MINE}TMP/text.txt eval.families=[genre]     | eval.families=\\[genre\\]:
+{MINE}TMP/text.txt eval.families=[genre] merge=none | eval.families=\\[genre\\]:
+eval.baselines=[nothing]                     | eval.baselines
+eval.baselines=[] merge=none                 | eval.baselines=\\[\\]:
 eval.split=train                             | eval.split=train:
 eval.dtype=float16                           | eval.dtype=float16:
 language.code=NYA                            | language.code=NYA:

@@ -160,12 +160,16 @@ def sft_blocks(
     tokens of each file until the blocks are published. `workers`: processes that tokenise. Raises BadInput for examples
     that are longer than a block, and for a template or conversations that cannot be trained on.
     """
+    files, control = instruction_files(items_dir), Counter[str]()
+    if not files:
+        raise BadInput(
+            f"eval.families: the {settings.language} training text gives no instructions. Give more text, or set sft.path."
+        )
     loaded = load_tokenizer(tokenizer_dir)
     tokenizer = TokenizerFile.of(loaded, masking_of(loaded, settings))
     size, share, seed, packed = settings.block_size, settings.replay_fraction, settings.seed, PackingCounts()
     dtypes = (tokenizer.dtype, np.int32, dtype_for(size))
     columns = [BlockFile(out / f"{name}.npy", size, dtype) for name, dtype in zip(COLUMNS, dtypes, strict=True)]
-    files, control = instruction_files(items_dir), Counter[str]()
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         read = count_first_epoch(read_epochs(files, f"{seed}:sft", pool, work), control)
         if tokenizer.masking:

@@ -85,6 +85,12 @@ def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, mo
     assert ((np.load(tmp_path / "replay" / "labels.npy") != -100).all(axis=1)).sum() == 5
 
 
+def test_sft_blocks_without_instructions_are_rejected(model_dir: Path, tmp_path: Path) -> None:
+    settings = SftBlocksSettings(tokens=1024, block_size=512, replay_fraction=0.0, seed=0)
+    with pytest.raises(BadInput, match="^eval.families: the en training text gives no instructions."):
+        packing.sft_blocks(tmp_path / "items", None, model_dir, settings, tmp_path / "sft", tmp_path / "work")
+
+
 def test_different_text_is_stated_apart_from_the_tokens_seen(model_dir: Path, tmp_path: Path) -> None:
     """English is short here and repeated; the language never is."""
     (tmp_path / "text").mkdir()
