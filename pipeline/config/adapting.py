@@ -74,9 +74,8 @@ def _why_not_scored(config: Config, adapt: Adapt) -> str | None:
     for key, measure in (("gain", adapt.gain), ("keep", adapt.keep)):
         if measure in ACCURACIES and not (own or foreign):
             named = ", ".join(scored.families)
-            return (
-                f"adapt.{key}={measure}: there are no items, as eval.families=[{named}]. Set a family, or another measure."
-            )
+            why = f"there are no items, as eval.families=[{named}]"
+            return f"adapt.{key}={measure}: {why}. Set a family, or another measure."
         if measure not in (AUTO, *ACCURACIES, BITS, *ENGLISH) and not foreign:
             known = [*ACCURACIES, BITS, *ENGLISH[1:]]
             return f"adapt.{key}={measure}: names no measure and no task. {suggestion(measure, known)}"

@@ -163,7 +163,8 @@ def sft_blocks(
     files, control = instruction_files(items_dir), Counter[str]()
     if not files:
         raise BadInput(
-            f"eval.families: the {settings.language} training text gives no instructions. Give more text, or set sft.path."
+            f"eval.families: the {settings.language} training text gives no instructions."
+            " Give more text, or set sft.path."
         )
     loaded = load_tokenizer(tokenizer_dir)
     tokenizer = TokenizerFile.of(loaded, masking_of(loaded, settings))
