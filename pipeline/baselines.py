@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pipeline.stages.stage import Stage
 
 
+FROZEN = "sft_then_ct_frozen"
+
+
 @dataclass(frozen=True)
 class Baseline:
     """A checkpoint. title: its name for people. plan: returns its stage in a cell.
@@ -37,7 +40,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline("ct", "CT", lambda cell: cell.ct, sft_as_stated=False),
         Baseline("ct_then_sft", "CT-then-SFT", lambda cell: cell.ct_then_sft, sft_as_stated=False),
         Baseline("sft_then_ct", "SFT-then-CT", lambda cell: cell.sft_then_ct),
-        Baseline("sft_then_ct_frozen", "SFT-then-CT with frozen columns", lambda cell: cell.sft_then_ct_frozen),
+        Baseline(FROZEN, "SFT-then-CT with frozen columns", lambda cell: cell.frozen_trials[0]),
         Baseline("mixed", "CT and SFT mixed", lambda cell: cell.mixed),
         Baseline("sft_replay", "CT-then-SFT with replay", lambda cell: cell.sft_with_replay),
         Baseline("merge_then_sft", "merge-then-SFT", lambda cell: cell.merge_then_sft),

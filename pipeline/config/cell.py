@@ -212,6 +212,11 @@ class Config(Settings):
                 f"merge.search: {key} scores all trials of a method, and a search has none before it runs."
                 " Give methods a grid, and set merge.search=null."
             )
+        if self.ct.freeze.grid and not self.eval.frontier:
+            raise ValueError(
+                "ct.freeze.grid: only eval.frontier scores every value of it; none is selected on dev."
+                " Set eval.frontier=all, or ct.freeze.grid=null."
+            )
         if self.eval.frontier and self.eval.split == "dev":
             raise ValueError(
                 "eval.split=dev: eval.frontier scores every trial on dev and on test. Set eval.split=test."

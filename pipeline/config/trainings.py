@@ -43,6 +43,29 @@ def source_name(value: str) -> str:
 SourceName = Annotated[str, AfterValidator(source_name)]
 
 
+class Freezing(FrozenColumns):
+    """What the baseline `sft_then_ct_frozen` freezes. grid: further fractions, the knob of its frontier."""
+
+    grid: dict[Literal["fraction"], Annotated[list[float], Field(min_length=1)]] | None = None
+
+    @property
+    def trials(self) -> list[FrozenColumns]:
+        """Return what each value of the knob freezes; the first is that of the section."""
+        fractions = (self.grid or {}).get("fraction", [self.fraction])
+        return [FrozenColumns(fraction=fraction, blocks=self.blocks) for fraction in fractions]
+
+    @model_validator(mode="after")
+    def grid_in_bounds(self) -> Freezing:
+        fractions = (self.grid or {}).get("fraction", [self.fraction])
+        if wrong := [value for value in fractions if not 0 < value <= 1]:
+            raise ValueError(f"grid.fraction={wrong[0]:g}: must be above 0 and at most 1.")
+        if fractions[0] != self.fraction:
+            raise ValueError(f"grid.fraction: must begin with ct.freeze.fraction={self.fraction:g}.")
+        if len(set(fractions)) < len(fractions):
+            raise ValueError("grid.fraction: a value is listed twice. List each value once.")
+        return self
+
+
 class ContinualTraining(Training, CtData):
     """CT at a token budget, or on all of the language's text.
 
@@ -57,7 +80,7 @@ class ContinualTraining(Training, CtData):
     source: str | None
     whole_text: bool = False
     schedule: Literal["cosine", "wsd"]
-    freeze: FrozenColumns
+    freeze: Freezing
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens

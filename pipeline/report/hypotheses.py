@@ -121,19 +121,23 @@ class ScoreTerm(Settings):
 
 
 class ContrastHypothesis(Hypothesis):
-    """A weighted sum of scores (`contrast`), or of counted shares of parameters, where only seeds vary (`count`)."""
+    """A weighted sum of scores (`contrast`), or of counted shares of parameters, where only seeds vary (`count`).
+
+    language: of the tasks and the text, such as `en` (null: the language that the models are adapted to).
+    """
 
     type: Literal["contrast", "count"]
     kind: Literal["accuracy", "answer_bits", "bits", "lost_top_share"]
     terms: Annotated[tuple[ScoreTerm, ...], Field(min_length=1)]
     family: Words | None = None
+    language: Words | None = None
 
     @model_validator(mode="after")
     def kind_has_its_type(self) -> ContrastHypothesis:
         if self.type == "count" and self.kind != "lost_top_share":
             raise ValueError(f"kind={self.kind}: is measured on items. Set type=contrast.")
-        if self.kind == "lost_top_share" and (self.family or any(term.knob for term in self.terms)):
-            raise ValueError("kind=lost_top_share: is counted once per merge. Leave out family and knob.")
+        if self.kind == "lost_top_share" and (self.family or self.language or any(term.knob for term in self.terms)):
+            raise ValueError("kind=lost_top_share: is counted once per merge. Leave out family, language and knob.")
         return self
 
     @model_validator(mode="after")

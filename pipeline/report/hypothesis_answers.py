@@ -35,11 +35,15 @@ Weighted = list[tuple[Cell, float]]
 
 @dataclass(frozen=True)
 class HypothesisData:
-    """The data that decide hypotheses. evidence: of the report's methods and of every knob value."""
+    """The data that decide hypotheses. evidence: of the report's methods and of every knob value.
+
+    of_languages: the same in other languages, filled as hypotheses need them.
+    """
 
     evidence: Evidence
     frontiers: Frontiers
     discarded: Sequence[Discarded] = ()
+    of_languages: dict[str, Evidence] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,6 +56,17 @@ class HypothesisData:
         """Return the data of a report."""
         evidence = Evidence([*evaluations, *on_test(points)], language)
         return cls(evidence, Frontiers(points, language), discarded)
+
+    def in_language(self, language: str | None) -> Evidence:
+        """Return the scores in a language; None: the one that the models are adapted to."""
+        if language in (None, self.evidence.language):
+            return self.evidence
+        if language not in self.of_languages:
+            checkpoints = self.evidence.folders.items()
+            self.of_languages[language] = Evidence(
+                [Evaluation(*cell, folder) for cell, folder in checkpoints], language
+            )
+        return self.of_languages[language]
 
 
 @dataclass(frozen=True)
@@ -226,7 +241,8 @@ def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[s
 def _contrast(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
     kind = one.kind
     assert kind != "lost_top_share"
-    cells = [_cell(term, found.evidence) for term in one.terms]
+    evidence = found.in_language(one.language)
+    cells = [_cell(term, evidence) for term in one.terms]
     lost = [term for term, cell in zip(one.terms, cells, strict=True) if cell is None]
     if lost:
         knob = f" with {knob_text(lost[0].knob)}" if lost[0].knob else ""
@@ -236,14 +252,14 @@ def _contrast(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
 
     def summed(of_family: str | None) -> Estimate | None:
         terms: list[Term] = [(kind, of_family, cell, term.weight) for term, cell in zip(one.terms, known, strict=True)]
-        return found.evidence.combination(terms, one.seeds)
+        return evidence.combination(terms, one.seeds)
 
     estimate = summed(one.family)
     if estimate is None:
         return Outcome(None, "Not computed: its terms share no seed, or one of them has no such score.")
-    each = [found.evidence.combination([(kind, one.family, cell, 1.0)], one.seeds) for cell in known]
+    each = [evidence.combination([(kind, one.family, cell, 1.0)], one.seeds) for cell in known]
     values = [(term, value.value) for term, value in zip(one.terms, each, strict=True) if value]
-    parts = _by_family(one, found.evidence, summed)
+    parts = _by_family(one, evidence, summed)
     text = f"{_listed(values)}. {by_part(parts)}".strip()
     return replace(_plain(estimate, one.margin, text, {}), parts=parts)
 
@@ -309,6 +325,7 @@ def _statistic(one: AnyHypothesis) -> str:
             f"{gained} of {label(one.methods[0])} over {label(one.methods[1])} at {where}, between separate frontiers"
         )
     of = f"{one.kind.replace('_', ' ')}{f' of {one.family}' if one.family else ''}"
+    of += f" in {one.language}" if one.language else ""
     return (
         f"weighted sum of {of} over the seeds of all terms{', lower is better' if one.kind in LOWER_IS_BETTER else ''}"
     )

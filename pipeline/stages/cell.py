@@ -24,7 +24,7 @@ from functools import cached_property
 from typing import Any
 
 from merge.recipe import UNION_OF
-from pipeline.baselines import BASELINES, depends_on_ct_budget
+from pipeline.baselines import BASELINES, FROZEN, depends_on_ct_budget
 from pipeline.config import Config, Method
 from pipeline.old_names import in_store
 from pipeline.search import Bounds
@@ -160,6 +160,11 @@ def plan_frontier(planner: CellPlanner, evals: Mapping[str, Stage]) -> dict[str,
     if "ct_then_sft" in evals and len(config.sft.tries) > 1:
         pairs = zip(config.sft.tries, planner.sft_trials, strict=True)
         scored["ct_then_sft"] = [(settings, {"checkpoint": stage}) for settings, stage in pairs]
+    if FROZEN in evals and config.ct.freeze.grid:
+        fractions = ({"fraction": frozen.fraction} for frozen in config.ct.freeze.trials)
+        scored[FROZEN] = [
+            (settings, {"checkpoint": stage}) for settings, stage in zip(fractions, planner.frozen_trials, strict=True)
+        ]
     for name, method in config.merge.methods.items():
         if method.grid:
             knobs = [{key: recipe[key] for key in method.grid} for recipe in method.tries]
@@ -253,11 +258,17 @@ class CellPlanner:
         return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base))
 
     @cached_property
-    def sft_then_ct_frozen(self) -> Stage:
-        """CT on SFT, in which the columns of weights that its English instructions need most are frozen."""
+    def frozen_trials(self) -> tuple[Stage, ...]:
+        """CT on SFT, in which the columns of weights that its English instructions need most are frozen.
+
+        By every fraction of `ct.freeze.grid`, the config's own first.
+        """
         slug = f"{self.config.language.code}-after-en-frozen-{self.budget}"
-        english = {CALIBRATION: self.sft_parents(self.base)["blocks"]}
-        return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base) | english)
+        parents = self.ct_parents(self.sft, self.base) | {CALIBRATION: self.sft_parents(self.base)["blocks"]}
+        return tuple(
+            plan_ct(slug + (f"-try-{number}" if number else ""), self.config, parents, frozen)
+            for number, frozen in enumerate(self.config.ct.freeze.trials)
+        )
 
     @cached_property
     def mixed(self) -> Stage:

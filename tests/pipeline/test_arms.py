@@ -14,6 +14,7 @@ from pipeline.run.cluster.schedule import group_into_pieces
 from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs, Stage
 from pipeline.stages.trajectory import trajectories
+from train.settings import FrozenColumns
 
 FROZEN = "eval.unmerged=[sft_then_ct_frozen]"
 TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,target_sft]"
@@ -59,10 +60,38 @@ def test_frozen_columns_are_those_that_the_instructions_of_sft_need() -> None:
         )
         assert frozen.parents["model"] is sft and frozen.parents["blocks"].key == plain.parents["blocks"].key
         assert frozen.parents["calibration"].key == sft.parents["blocks"].key
-        assert (
-            frozen.settings.frozen_columns == cell.config.ct.freeze and frozen.settings.frozen_columns.fraction == 0.3
-        )
+        assert frozen.settings.frozen_columns == FrozenColumns(fraction=0.3, blocks=cell.config.ct.freeze.blocks)
         assert frozen.settings.replace(frozen_columns=None) == plain.settings and frozen.trajectory != plain.trajectory
+
+
+def test_the_fraction_of_frozen_columns_is_a_knob() -> None:
+    overrides = ["eval.unmerged=[sft,sft_then_ct_frozen]", "eval.frontier=all", "eval.untuned=false"]
+    grid = "ct.freeze.grid={fraction:[0.5,0.25]}"
+    for cell, alone in zip(cells(*overrides, grid), cells(*overrides), strict=True):
+        points = cell.frontier["sft_then_ct_frozen"]
+        assert [point.settings for point in points] == [{"fraction": 0.5}, {"fraction": 0.25}]
+        trained = [parent(point.test, "checkpoint") for point in points]
+        assert [stage.settings.frozen_columns.fraction for stage in trained] == [0.5, 0.25]
+        assert trained[0].key == parent(alone.evals["sft_then_ct_frozen"], "checkpoint").key
+        assert trained[0].trajectory != trained[1].trajectory
+        assert points[0].test is cell.evals["sft_then_ct_frozen"] and points[1].dev.parents["checkpoint"] is trained[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["ct.freeze.grid={fraction:[0.5,0.25]}"], "ct.freeze.grid: only eval.frontier scores every value of it"),
+        (["eval.frontier=all", "ct.freeze.grid={fraction:[0.25,0.5]}"], "must begin with ct.freeze.fraction=0.5"),
+        (["eval.frontier=all", "ct.freeze.grid={fraction:[0.5,1.5]}"], "grid.fraction=1.5: must be above 0"),
+        (["eval.frontier=all", "ct.freeze.grid={fraction:[0.5,0.5]}"], "a value is listed twice"),
+        (["eval.frontier=all", "ct.freeze.grid={blocks:[1]}"], "ct.freeze.grid.blocks"),
+        (["eval.frontier=all", "ct.freeze.grid={fraction:[]}"], "ct.freeze.grid.fraction"),
+    ],
+)
+def test_a_wrong_knob_of_freezing_is_one_line(overrides: list[str], line: str) -> None:
+    with pytest.raises(BadInput) as error:
+        cells("eval.unmerged=[sft,sft_then_ct_frozen]", "eval.untuned=false", *overrides)
+    assert line in str(error.value) and "\n" not in str(error.value)
 
 
 def test_sft_then_ct_is_a_trajectory_of_its_own() -> None:
