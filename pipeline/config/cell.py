@@ -16,7 +16,7 @@ from pipeline import old_names
 from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.models import MATRICES, Model
-from pipeline.config.scoring import Evaluation, Merge
+from pipeline.config.scoring import Evaluation, Merge, check_parents
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
 from train.data.chat_template import CHATML, TOKENIZER
@@ -105,6 +105,13 @@ class Config(Settings):
     def at(self, ct_tokens: int, seed: int) -> Config:
         """Return the cell of this sweep at another budget and seed."""
         return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
+
+    @model_validator(mode="before")
+    @classmethod
+    def parents_are_known(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(merge := values.get("merge"), Mapping):
+            check_parents(merge)
+        return values
 
     @model_validator(mode="after")
     def batches_can_be_shared(self) -> Config:

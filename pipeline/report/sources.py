@@ -131,20 +131,20 @@ def _new_tokens(stage: Path) -> str | None:
 def read(folder: Path) -> Sources:
     """Read what `save` wrote. Raises BadInput if there is none, or if results have moved."""
     try:
-        found = _read(folder)
+        sources = _read(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{folder}: {FILE} cannot be read ({error}). Pass the folder of a report, outputs/<name> or, of several "
             "languages, outputs/<name>/<language>; or run `slackmerge report` with the experiment's settings."
         ) from None
-    scored = [one.folder for one in found.evaluations] + [
-        split for one in found.frontier for split in (one.dev, one.folder)
+    scored = [one.folder for one in sources.evaluations] + [
+        split for one in sources.frontier for split in (one.dev, one.folder)
     ]
-    needed = [path for path, _ in found.stages] + [split / "scores.jsonl" for split in scored]
+    needed = [path for path, _ in sources.stages] + [split / "scores.jsonl" for split in scored]
     if lost := [path.parent for path in needed if not path.exists()]:
         more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
         raise BadInput(f"{folder / FILE}: {lost[0]} is missing{more}. Restore the store, or run the experiment again.")
-    return found
+    return sources
 
 
 def _read(folder: Path) -> Sources:
@@ -176,11 +176,11 @@ def _read(folder: Path) -> Sources:
     )
 
 
-def regimes_of(found: Sequence[Sources]) -> dict[str, Sources] | None:
+def regimes_of(reports: Sequence[Sources]) -> dict[str, Sources] | None:
     """Return reports of one experiment by their regimes; None if several experiments, or two of one regime."""
-    by_regime = {sources.info.regime: sources for sources in found if sources.info.regime}
-    one_experiment = len({sources.info.title for sources in found}) == 1
-    return by_regime if one_experiment and len(by_regime) == len(found) > 1 else None
+    by_regime = {sources.info.regime: sources for sources in reports if sources.info.regime}
+    one_experiment = len({sources.info.title for sources in reports}) == 1
+    return by_regime if one_experiment and len(by_regime) == len(reports) > 1 else None
 
 
 def together(reports: Mapping[str, Sources]) -> Sources:
@@ -247,11 +247,11 @@ def render_folders(folders: Sequence[Path], out: Path | None = None) -> ReportPa
 
 def _by_title(folders: Sequence[Path]) -> dict[str, Sources]:
     """Return reports by regime if they are of one experiment, else by experiment, or by folder if that is taken."""
-    found = [read(folder) for folder in folders]
-    if regimes := regimes_of(found):
+    reports = [read(folder) for folder in folders]
+    if regimes := regimes_of(reports):
         return regimes
     titled: dict[str, Sources] = {}
-    for folder, sources in zip(folders, found, strict=True):
+    for folder, sources in zip(folders, reports, strict=True):
         title = sources.info.title
         titled[str(folder) if title in titled else title] = sources
     return titled

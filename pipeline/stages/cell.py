@@ -207,11 +207,14 @@ class CellPlanner:
         dev = self.config.eval.model_copy(update={"split": "dev", "limit": self.config.eval.tune_limit})
         return CellPlanner(self.config.model_copy(update={"eval": dev}), self.inputs, self.data)
 
-    # --- checkpoints; pipeline/baselines.py names them ---
+    # --- checkpoints; pipeline/baselines.py names them, and merge.checkpoints further ones ---
 
     def checkpoint(self, name: str) -> Stage:
-        """Return the stage of a baseline."""
-        return BASELINES[name].plan(self)
+        """Return the stage of a baseline, or of a checkpoint from outside that merges name."""
+        if name in BASELINES:
+            return BASELINES[name].plan(self)
+        known, special = self.inputs.checkpoints.get(name), f"checkpoints.{name}" in self.inputs.special_tokens
+        return given_model(name, self.config.merge.checkpoints[name], known, special)
 
     @cached_property
     def base(self) -> Stage:
