@@ -65,7 +65,7 @@ def test_frozen_columns_are_those_that_the_instructions_of_sft_need() -> None:
 
 
 def test_the_fraction_of_frozen_columns_is_a_knob() -> None:
-    overrides = ["eval.unmerged=[sft,sft_then_ct_frozen]", "eval.frontier=all", "eval.untuned=false"]
+    overrides = ["eval.baselines=[sft,sft_then_ct_frozen]", "eval.frontier=all", "eval.default_settings=false"]
     grid = "ct.freeze.grid={fraction:[0.5,0.25]}"
     for cell, alone in zip(cells(*overrides, grid), cells(*overrides), strict=True):
         points = cell.frontier["sft_then_ct_frozen"]
@@ -90,7 +90,7 @@ def test_the_fraction_of_frozen_columns_is_a_knob() -> None:
 )
 def test_a_wrong_knob_of_freezing_is_one_line(overrides: list[str], line: str) -> None:
     with pytest.raises(BadInput) as error:
-        cells("eval.unmerged=[sft,sft_then_ct_frozen]", "eval.untuned=false", *overrides)
+        cells("eval.baselines=[sft,sft_then_ct_frozen]", "eval.default_settings=false", *overrides)
     assert line in str(error.value) and "\n" not in str(error.value)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from common.project import CONF
 from pipeline import old_names, sweep
 from pipeline.report import sources as report_sources
 from pipeline.report.formatting import label
@@ -189,6 +190,18 @@ def test_old_keys_have_the_meaning_of_the_new_ones(tmp_path: Path, capsys: pytes
     )
     assert sweep.expand(words[:2], multirun=True).configs == wanted
     assert sorted(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_files_of_ours_have_the_new_keys() -> None:
+    for path in CONF.rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = content if path.parent.name == "experiment" else {path.parent.name: content}
+        for old in old_names.KEYS:
+            *sections, key = old.split(".")
+            inner: Any = keys
+            for section in sections:
+                inner = (inner or {}).get(section)
+            assert key not in (inner or {}), f"{path}: {old}"
 
 
 def old(rows: list[dict[str, Any]]) -> str:
