@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pipeline.stages.stage import Stage
 
 
+FROZEN = "sft_then_ct_frozen"
+
+
 @dataclass(frozen=True)
 class Baseline:
     """A checkpoint. title: its name for people. plan: returns its stage in a cell.
@@ -37,7 +40,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline("ct", "CT", lambda cell: cell.ct, sft_as_stated=False),
         Baseline("ct_then_sft", "CT-then-SFT", lambda cell: cell.ct_then_sft, sft_as_stated=False),
         Baseline("sft_then_ct", "SFT-then-CT", lambda cell: cell.sft_then_ct),
-        Baseline("sft_then_ct_frozen", "SFT-then-CT with frozen columns", lambda cell: cell.sft_then_ct_frozen),
+        Baseline(FROZEN, "SFT-then-CT with frozen columns", lambda cell: cell.frozen_trials[0]),
         Baseline("mixed", "CT and SFT mixed", lambda cell: cell.mixed),
         Baseline("sft_replay", "CT-then-SFT with replay", lambda cell: cell.sft_with_replay),
         Baseline("merge_then_sft", "merge-then-SFT", lambda cell: cell.merge_then_sft),
@@ -47,8 +50,15 @@ BASELINES: dict[str, Baseline] = {
 
 
 PAIR = ("ct", "sft")  # checkpoints of a merge, by default
+MODEL = "model"  # the role of what task vectors are taken from
+NOT_MERGED = (MODEL, "items", "corpus", "merge", "tune")  # roles of other parents of a merge and of what scores one
+
+
+def merged_roles(roles: Iterable[str]) -> list[str]:
+    """Return the roles of the checkpoints that are merged, among the parents of a merge or of what scores one."""
+    return [role for role in roles if role.partition("-")[0] not in NOT_MERGED]  # several parents tune: tune-0, ...
 
 
 def depends_on_ct_budget(names: Iterable[str]) -> bool:
     """Return whether a CT budget changes one of these checkpoints, and so what is made of them."""
-    return any(BASELINES[name].ct_budgets for name in names)
+    return any(name in BASELINES and BASELINES[name].ct_budgets for name in names)

@@ -26,6 +26,7 @@ from pipeline.check.finding import Finding, first_of_each_language, guarded
 from pipeline.check.models import (
     check_chat_templates,
     check_checkpoints,
+    check_further,
     check_pair,
     check_partners,
     check_questions,
@@ -64,6 +65,7 @@ def check_plan(plan: RunPlan, wanted: Sequence[Stage] | None = None) -> list[Fin
             *([check_tasks] if scores else []),
             check_tokenizer,
             check_new_tokens,
+            check_further,
             check_partners,
             check_pair,
             check_conversations,

@@ -242,7 +242,7 @@ def check_budgets(plan: RunPlan) -> Iterator[Finding]:
         size, known = text_bytes(config), bytes_a_token(config)
         if size is None or known is None:
             continue
-        reach = int(size * config.ct.epochs / known / config.ct.language_share)
+        reach = int(size * config.ct.epochs / known / config.ct.language_fraction)
         if reach < largest:
             yield Finding(
                 True,

@@ -43,6 +43,29 @@ def source_name(value: str) -> str:
 SourceName = Annotated[str, AfterValidator(source_name)]
 
 
+class Freezing(FrozenColumns):
+    """What the baseline `sft_then_ct_frozen` freezes. grid: further fractions, the knob of its frontier."""
+
+    grid: dict[Literal["fraction"], Annotated[list[float], Field(min_length=1)]] | None = None
+
+    @property
+    def trials(self) -> list[FrozenColumns]:
+        """Return what each value of the knob freezes; the first is that of the section."""
+        fractions = (self.grid or {}).get("fraction", [self.fraction])
+        return [FrozenColumns(fraction=fraction, blocks=self.blocks) for fraction in fractions]
+
+    @model_validator(mode="after")
+    def grid_in_bounds(self) -> Freezing:
+        fractions = (self.grid or {}).get("fraction", [self.fraction])
+        if wrong := [value for value in fractions if not 0 < value <= 1]:
+            raise ValueError(f"grid.fraction={wrong[0]:g}: must be above 0 and at most 1.")
+        if fractions[0] != self.fraction:
+            raise ValueError(f"grid.fraction: must begin with ct.freeze.fraction={self.fraction:g}.")
+        if len(set(fractions)) < len(fractions):
+            raise ValueError("grid.fraction: a value is listed twice. List each value once.")
+        return self
+
+
 class ContinualTraining(Training, CtData):
     """CT at a token budget, or on all of the language's text.
 
@@ -57,7 +80,7 @@ class ContinualTraining(Training, CtData):
     source: str | None
     whole_text: bool = False
     schedule: Literal["cosine", "wsd"]
-    freeze: FrozenColumns
+    freeze: Freezing
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "1-sqrt"]
     schedule_tokens: Tokens
@@ -81,9 +104,9 @@ class ContinualTraining(Training, CtData):
         return {name: source.fraction for name, source in sorted((self.sources or {}).items())}
 
     @property
-    def language_share(self) -> float:
+    def language_fraction(self) -> float:
         """Return the fraction of the blocks that the language's text has."""
-        return mixture(self.english_share, self.fractions)[0]
+        return mixture(self.english_fraction, self.fractions)[0]
 
     @property
     def decay_tokens(self) -> int:
@@ -95,11 +118,11 @@ class ContinualTraining(Training, CtData):
     def leaves_room_for_the_language(self) -> ContinualTraining:
         if self.sources and self.source:
             raise ValueError("sources: ct.source was trained elsewhere, so no text is read. Set ct.sources=null.")
-        if round(self.language_share, 6) <= 0:
-            parts = " + ".join(f"{value:g}" for value in (self.english_share, *self.fractions.values()))
+        if round(self.language_fraction, 6) <= 0:
+            parts = " + ".join(f"{value:g}" for value in (self.english_fraction, *self.fractions.values()))
             raise ValueError(
-                f"sources: must leave blocks for the language, got ct.english_share and fractions of {parts} ="
-                f" {1 - self.language_share:g}. Set smaller fractions, below 1 together."
+                f"sources: must leave blocks for the language, got ct.english_fraction and fractions of {parts} ="
+                f" {1 - self.language_fraction:g}. Set smaller fractions, below 1 together."
             )
         return self
 
@@ -135,8 +158,8 @@ class Instructions(Training):
     too_long: Literal["cut", "drop"]
     items: Positive
     questions: Positive
-    replay_share: Fraction
-    arm_replay_share: Fraction
+    replay_fraction: Fraction
+    arm_replay_fraction: Fraction
     grid: dict[TriedKey, Annotated[list[Any], Field(min_length=1)]] | None
 
     @property

@@ -121,19 +121,23 @@ class ScoreTerm(Settings):
 
 
 class ContrastHypothesis(Hypothesis):
-    """A weighted sum of scores (`contrast`), or of counted shares of parameters, where only seeds vary (`count`)."""
+    """A weighted sum of scores (`contrast`), or of counted shares of parameters, where only seeds vary (`count`).
+
+    language: of the tasks and the text, such as `en` (null: the language that the models are adapted to).
+    """
 
     type: Literal["contrast", "count"]
     kind: Literal["accuracy", "answer_bits", "bits", "lost_top_share"]
     terms: Annotated[tuple[ScoreTerm, ...], Field(min_length=1)]
     family: Words | None = None
+    language: Words | None = None
 
     @model_validator(mode="after")
     def kind_has_its_type(self) -> ContrastHypothesis:
         if self.type == "count" and self.kind != "lost_top_share":
             raise ValueError(f"kind={self.kind}: is measured on items. Set type=contrast.")
-        if self.kind == "lost_top_share" and (self.family or any(term.knob for term in self.terms)):
-            raise ValueError("kind=lost_top_share: is counted once per merge. Leave out family and knob.")
+        if self.kind == "lost_top_share" and (self.family or self.language or any(term.knob for term in self.terms)):
+            raise ValueError("kind=lost_top_share: is counted once per merge. Leave out family, language and knob.")
         return self
 
     @model_validator(mode="after")
@@ -192,15 +196,15 @@ def find(experiment: str) -> Path | None:
 
 def read(path: Path) -> list[AnyHypothesis]:
     """Read the hypotheses of a file. Raises BadInput that names the entry and the key."""
-    found = [_parsed(entry, _named(path, place, entry)) for place, entry in enumerate(entries(path), start=1)]
-    if twice := [name for name, count in Counter(one.id for one in found).items() if count > 1]:
+    hypotheses = [_parsed(entry, _named(path, place, entry)) for place, entry in enumerate(entries(path), start=1)]
+    if twice := [name for name, count in Counter(one.id for one in hypotheses).items() if count > 1]:
         raise BadInput(f"{path}: two hypotheses have the id {twice[0]}. Rename one of them.")
-    if (primary := sum(one.role == "primary" for one in found)) > MOST_PRIMARY:
+    if (primary := sum(one.role == "primary" for one in hypotheses)) > MOST_PRIMARY:
         raise BadInput(
             f"{path}: at most {MOST_PRIMARY} hypotheses may have role=primary, got {primary}. Set role=secondary for "
             "the others."
         )
-    return found
+    return hypotheses
 
 
 def entries(path: Path) -> list[Any]:
@@ -235,9 +239,9 @@ def named_in(one: AnyHypothesis) -> list[tuple[str, int]]:
     return [(term.name, term.budget) for term in one.terms]
 
 
-def _named(path: Path, place: int, entry: Any) -> str:
+def _named(path: Path, number: int, entry: Any) -> str:
     name = entry.get("id") if isinstance(entry, dict) else None
-    return f"{path}: {name}" if isinstance(name, str) and name else f"{path}: entry {place}"
+    return f"{path}: {name}" if isinstance(name, str) and name else f"{path}: entry {number}"
 
 
 def _parsed(entry: Any, where: str) -> AnyHypothesis:
@@ -291,14 +295,14 @@ def commit_times(path: Path) -> Mapping[str, datetime | None] | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     now = _by_id(entries(path))
-    found: dict[str, datetime | None] = dict.fromkeys(now)
+    times: dict[str, datetime | None] = dict.fromkeys(now)
     unchanged = set(now)
     for line in log:  # from the newest to the oldest
         commit, seconds = line.split()
         then = _entries_at(path, commit)
         unchanged = {name for name in unchanged if then.get(name) == now[name]}
-        found |= dict.fromkeys(unchanged, datetime.fromtimestamp(int(seconds), UTC))
-    return found
+        times |= dict.fromkeys(unchanged, datetime.fromtimestamp(int(seconds), UTC))
+    return times
 
 
 def first_scored(folders: Iterable[Path]) -> datetime | None:

@@ -24,7 +24,7 @@ from functools import cached_property
 from typing import Any
 
 from merge.recipe import UNION_OF
-from pipeline.baselines import BASELINES, depends_on_ct_budget
+from pipeline.baselines import BASELINES, FROZEN, depends_on_ct_budget
 from pipeline.config import Config, Method
 from pipeline.old_names import in_store
 from pipeline.search import Bounds
@@ -73,7 +73,7 @@ class Cell:
     checkpoints: Mapping[str, Stage] = field(default_factory=dict)
     chosen: Mapping[str, Stage] = field(default_factory=dict)
     untuned: Mapping[str, Stage] = field(default_factory=dict)
-    leaks: Stage | None = None
+    contamination: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
     left_out: tuple[str, ...] = ()
@@ -105,20 +105,20 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     requested, config = config, adapting.for_its_pair(config, inputs)
     planner = CellPlanner(config, inputs)
     methods = {} if config.adapt else config.merge.methods
-    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.unmerged}
+    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.baselines}
     merges = {name: planner.merge(name) for name in methods}
     evals = {name: planner.eval_of_checkpoint(name) for name in checkpoints}
     evals |= {name: planner.eval_of_merge(name, merges[name], merges[name].slug) for name in methods}
     chosen = {name: selection_stage(merges[name]) for name in methods if planner.is_tuned(name)}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
-    untuned = plan_untuned(planner, chosen) if config.eval.untuned else {}
+    untuned = plan_untuned(planner, chosen) if config.eval.default_settings else {}
     frontier = plan_frontier(planner, evals) if config.scores_knobs else {}
     adapt = adapting.plan_adaptation(planner, evals, checkpoints) if config.adapt else None
-    leaks = plan_contamination(config, inputs, planner.data) if config.eval.leaks else None
+    contamination = plan_contamination(config, inputs, planner.data) if config.eval.contamination else None
     goals = [
         *checkpoints.values(),
-        *([leaks] if leaks else []),
+        *([contamination] if contamination else []),
         *evals.values(),
         *untuned.values(),
         *(stage for points in frontier.values() for point in points for stage in (point.dev, point.test)),
@@ -133,7 +133,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         checkpoints=checkpoints,
         chosen=chosen,
         untuned=untuned,
-        leaks=leaks,
+        contamination=contamination,
         frontier=frontier,
         adapt=adapt,
         left_out=tuple(name for name in requested.merge.methods if name not in config.merge.methods),
@@ -160,6 +160,11 @@ def plan_frontier(planner: CellPlanner, evals: Mapping[str, Stage]) -> dict[str,
     if "ct_then_sft" in evals and len(config.sft.tries) > 1:
         pairs = zip(config.sft.tries, planner.sft_trials, strict=True)
         scored["ct_then_sft"] = [(settings, {"checkpoint": stage}) for settings, stage in pairs]
+    if FROZEN in evals and config.ct.freeze.grid:
+        fractions = ({"fraction": frozen.fraction} for frozen in config.ct.freeze.trials)
+        scored[FROZEN] = [
+            (settings, {"checkpoint": stage}) for settings, stage in zip(fractions, planner.frozen_trials, strict=True)
+        ]
     for name, method in config.merge.methods.items():
         if method.grid:
             knobs = [{key: recipe[key] for key in method.grid} for recipe in method.tries]
@@ -202,11 +207,14 @@ class CellPlanner:
         dev = self.config.eval.model_copy(update={"split": "dev", "limit": self.config.eval.tune_limit})
         return CellPlanner(self.config.model_copy(update={"eval": dev}), self.inputs, self.data)
 
-    # --- checkpoints; pipeline/baselines.py names them ---
+    # --- checkpoints; pipeline/baselines.py names them, and merge.checkpoints further ones ---
 
     def checkpoint(self, name: str) -> Stage:
-        """Return the stage of a baseline."""
-        return BASELINES[name].plan(self)
+        """Return the stage of a baseline, or of a checkpoint from outside that merges name."""
+        if name in BASELINES:
+            return BASELINES[name].plan(self)
+        known, special = self.inputs.checkpoints.get(name), f"checkpoints.{name}" in self.inputs.special_tokens
+        return given_model(name, self.config.merge.checkpoints[name], known, special)
 
     @cached_property
     def base(self) -> Stage:
@@ -250,11 +258,17 @@ class CellPlanner:
         return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base))
 
     @cached_property
-    def sft_then_ct_frozen(self) -> Stage:
-        """CT on SFT, in which the columns of weights that its English instructions need most are frozen."""
+    def frozen_trials(self) -> tuple[Stage, ...]:
+        """CT on SFT, in which the columns of weights that its English instructions need most are frozen.
+
+        By every fraction of `ct.freeze.grid`, the config's own first.
+        """
         slug = f"{self.config.language.code}-after-en-frozen-{self.budget}"
-        english = {CALIBRATION: self.sft_parents(self.base)["blocks"]}
-        return plan_ct(slug, self.config, self.ct_parents(self.sft, self.base) | english)
+        parents = self.ct_parents(self.sft, self.base) | {CALIBRATION: self.sft_parents(self.base)["blocks"]}
+        return tuple(
+            plan_ct(slug + (f"-try-{number}" if number else ""), self.config, parents, frozen)
+            for number, frozen in enumerate(self.config.ct.freeze.trials)
+        )
 
     @cached_property
     def mixed(self) -> Stage:
@@ -267,8 +281,8 @@ class CellPlanner:
 
     @cached_property
     def sft_with_replay(self) -> Stage:
-        """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
-        sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
+        """SFT on CT, with `sft.arm_replay_fraction` of running English among the instructions."""
+        sft = self.config.sft.model_copy(update={"replay_fraction": self.config.sft.arm_replay_fraction})
         return self.sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
 
     @cached_property
@@ -279,8 +293,8 @@ class CellPlanner:
     @cached_property
     def merge_then_sft(self) -> Stage:
         """SFT on the weights of a merge."""
-        assert self.config.merge.then_sft is not None
-        merged = self.weights(self.config.merge.then_sft)
+        assert self.config.merge.sft_after_merge is not None
+        merged = self.weights(self.config.merge.sft_after_merge)
         tokenizer = merged if self.config.model.new_tokens else self.base
         parents = {"model": merged, "blocks": self.sft_parents(tokenizer)["blocks"]}
         return plan_sft(f"en-after-{merged.slug}", self.config, parents)

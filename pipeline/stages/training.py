@@ -20,7 +20,7 @@ from pipeline.config.trainings import Training
 from pipeline.stages import tuning
 from pipeline.stages.data import Data, block_counts, check_budget, plan_base_corpus
 from pipeline.stages.stage import CALIBRATION, GIVEN, TRUNK, GivenOptions, GivenSettings, Inputs, Stage, StageType
-from train.settings import BaseModelSettings, Compute, TrainingSettings
+from train.settings import BaseModelSettings, Compute, FrozenColumns, TrainingSettings
 
 if TYPE_CHECKING:
     from pipeline.execute import Job
@@ -91,14 +91,15 @@ BASE = StageType("base", run_base, 1, "train", 250, shared=True, tracked=True)
 # --- CT and SFT ---
 
 
-def plan_ct(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
+def plan_ct(
+    slug: str, config: Config, parents: Mapping[str, Stage], frozen_columns: FrozenColumns | None = None
+) -> Stage:
     """Plan CT of `model` on `blocks`; under a wsd schedule its decay, from a trunk that budgets share.
 
-    With blocks for `calibration`, the columns of weights that these need most are frozen.
+    frozen_columns: those that the blocks of the parent `calibration` need most do not change; None: all change.
     """
-    settings = ct_settings(config)
-    if CALIBRATION in parents:
-        settings = settings.replace(frozen_columns=config.ct.freeze)
+    assert (CALIBRATION in parents) == (frozen_columns is not None)
+    settings = ct_settings(config).replace(frozen_columns=frozen_columns)
     stage = Stage(CT, slug, settings, parents, training_options(config, config.ct))
     trunk = settings.steps * settings.batch_tokens - settings.decay_tokens
     if config.ct.schedule == "cosine" or not trunk:

@@ -14,9 +14,10 @@ from pipeline.run.cluster.schedule import group_into_pieces
 from pipeline.stages.cell import Cell, merged, plan_cell
 from pipeline.stages.stage import Inputs, Stage
 from pipeline.stages.trajectory import trajectories
+from train.settings import FrozenColumns
 
-FROZEN = "eval.unmerged=[sft_then_ct_frozen]"
-TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,target_sft]"
+FROZEN = "eval.baselines=[sft_then_ct_frozen]"
+TRAINED = "eval.baselines=[base,sft,ct,ct_then_sft,sft_then_ct,target_sft]"
 MERGED = "arm=[average_of_ct_then_sft_and_ct,average_of_base_and_sft,chat_vector,random_signs]"
 ALIKE = "merge.methods.chat_vector.grid={models.sft.weight:[1.0,0.5]}"  # as many tries as in conf/merge/test
 
@@ -52,17 +53,45 @@ def test_sft_then_ct_is_ct_with_the_same_blocks_on_top_of_sft() -> None:
 
 
 def test_frozen_columns_are_those_that_the_instructions_of_sft_need() -> None:
-    overrides = ["eval.unmerged=[ct,sft,sft_then_ct,sft_then_ct_frozen]", "ct.freeze.fraction=0.3"]
+    overrides = ["eval.baselines=[ct,sft,sft_then_ct,sft_then_ct_frozen]", "ct.freeze.fraction=0.3"]
     for cell in cells(*overrides):
         frozen, plain, sft = (
             parent(cell.evals[name], "checkpoint") for name in ("sft_then_ct_frozen", "sft_then_ct", "sft")
         )
         assert frozen.parents["model"] is sft and frozen.parents["blocks"].key == plain.parents["blocks"].key
         assert frozen.parents["calibration"].key == sft.parents["blocks"].key
-        assert (
-            frozen.settings.frozen_columns == cell.config.ct.freeze and frozen.settings.frozen_columns.fraction == 0.3
-        )
+        assert frozen.settings.frozen_columns == FrozenColumns(fraction=0.3, blocks=cell.config.ct.freeze.blocks)
         assert frozen.settings.replace(frozen_columns=None) == plain.settings and frozen.trajectory != plain.trajectory
+
+
+def test_the_fraction_of_frozen_columns_is_a_knob() -> None:
+    overrides = ["eval.baselines=[sft,sft_then_ct_frozen]", "eval.frontier=all", "eval.default_settings=false"]
+    grid = "ct.freeze.grid={fraction:[0.5,0.25]}"
+    for cell, alone in zip(cells(*overrides, grid), cells(*overrides), strict=True):
+        points = cell.frontier["sft_then_ct_frozen"]
+        assert [point.settings for point in points] == [{"fraction": 0.5}, {"fraction": 0.25}]
+        trained = [parent(point.test, "checkpoint") for point in points]
+        assert [stage.settings.frozen_columns.fraction for stage in trained] == [0.5, 0.25]
+        assert trained[0].key == parent(alone.evals["sft_then_ct_frozen"], "checkpoint").key
+        assert trained[0].trajectory != trained[1].trajectory
+        assert points[0].test is cell.evals["sft_then_ct_frozen"] and points[1].dev.parents["checkpoint"] is trained[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["ct.freeze.grid={fraction:[0.5,0.25]}"], "ct.freeze.grid: only eval.frontier scores every value of it"),
+        (["eval.frontier=all", "ct.freeze.grid={fraction:[0.25,0.5]}"], "must begin with ct.freeze.fraction=0.5"),
+        (["eval.frontier=all", "ct.freeze.grid={fraction:[0.5,1.5]}"], "grid.fraction=1.5: must be above 0"),
+        (["eval.frontier=all", "ct.freeze.grid={fraction:[0.5,0.5]}"], "a value is listed twice"),
+        (["eval.frontier=all", "ct.freeze.grid={blocks:[1]}"], "ct.freeze.grid.blocks"),
+        (["eval.frontier=all", "ct.freeze.grid={fraction:[]}"], "ct.freeze.grid.fraction"),
+    ],
+)
+def test_a_wrong_knob_of_freezing_is_one_line(overrides: list[str], line: str) -> None:
+    with pytest.raises(BadInput) as error:
+        cells("eval.baselines=[sft,sft_then_ct_frozen]", "eval.default_settings=false", *overrides)
+    assert line in str(error.value) and "\n" not in str(error.value)
 
 
 def test_sft_then_ct_is_a_trajectory_of_its_own() -> None:
@@ -83,7 +112,7 @@ def test_the_ceiling_is_sft_on_ct_with_instructions_in_the_language() -> None:
 
 
 def test_replay_in_sft_changes_the_share_and_no_more() -> None:
-    (cell, _) = cells("eval.unmerged=[ct_then_sft,sft_replay]")
+    (cell, _) = cells("eval.baselines=[ct_then_sft,sft_replay]")
     replay, plain = (parent(cell.evals[name], "checkpoint") for name in ("sft_replay", "ct_then_sft"))
     assert replay.settings == plain.settings and replay.parents["model"].key == plain.parents["model"].key
     differing = parent(replay, "blocks").key_content.items() ^ parent(plain, "blocks").key_content.items()
@@ -91,7 +120,7 @@ def test_replay_in_sft_changes_the_share_and_no_more() -> None:
 
 
 def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
-    small, large = cells("eval.unmerged=[ct,ct_then_sft,mixed]", "sft.block_size=128")
+    small, large = cells("eval.baselines=[ct,ct_then_sft,mixed]", "sft.block_size=128")
     arm, ct = (parent(small.evals[name], "checkpoint") for name in ("mixed", "ct"))
     assert arm.parents["model"].key == ct.parents["model"].key and arm.kind == "sft" and arm.trajectory is None
     assert parent(arm, "blocks", "ct_blocks").key == ct.parents["blocks"].key
@@ -102,7 +131,7 @@ def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
 
 
 def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:
-    for cell in cells("eval.unmerged=[merge_then_sft]", "merge.then_sft=ties_sv_1"):
+    for cell in cells("eval.baselines=[merge_then_sft]", "merge.sft_after_merge=ties_sv_1"):
         arm = parent(cell.evals["merge_then_sft"], "checkpoint")
         assert arm.kind == "sft" and parent(arm, "model").kind == "weights"
         assert parent(arm, "model", "merge").key == cell.merges["ties_sv_1"].key
@@ -111,7 +140,8 @@ def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:
 
 def test_every_arm_has_a_title_and_can_be_planned_together() -> None:
     planned = cells(
-        f"eval.unmerged=[{','.join(BASELINES)}]", MERGED, ALIKE, "sft.block_size=128", "merge.then_sft=ties_sv_1"
+        f"eval.baselines=[{','.join(BASELINES)}]",
+        *(MERGED, ALIKE, "sft.block_size=128", "merge.sft_after_merge=ties_sv_1"),
     )
     assert set(BASELINES) <= set(planned[0].evals)
     assert len({label(name) for name in planned[0].evals}) == len(planned[0].evals)
@@ -143,7 +173,7 @@ def test_a_merge_without_ct_is_made_once_for_all_budgets() -> None:
 
 
 def test_a_merge_is_planned_though_its_checkpoints_are_not_scored() -> None:
-    (cell, _) = cells("eval.unmerged=[ct]", "arm=[average_of_ct_then_sft_and_ct]")
+    (cell, _) = cells("eval.baselines=[ct]", "arm=[average_of_ct_then_sft_and_ct]")
     assert set(cell.evals) == {"ct", "task_arithmetic", "ties_sv_1", "average_of_ct_then_sft_and_ct"}
     assert any(stage.kind == "sft" and stage.slug.startswith("en-after-nya") for stage in cell.stages)
 
@@ -164,7 +194,7 @@ def test_jobs_wait_for_what_they_read() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["eval.unmerged=[base,sft_than_ct]"], r"^eval\.unmerged\.1=sft_than_ct: .* Did you mean sft_then_ct\?$"),
+        (["eval.baselines=[base,sft_than_ct]"], r"^eval\.baselines\.1=sft_than_ct: .* Did you mean sft_then_ct\?$"),
         (
             ["+merge.methods.ties_sv_1.of=[ct,cts]"],
             r"^merge\.methods\.ties_sv_1\.of\.1=cts: .* Did you mean ct\?$",
@@ -172,11 +202,14 @@ def test_jobs_wait_for_what_they_read() -> None:
         (["+merge.methods.ties_sv_1.of=[sft,sft]"], r"^merge\.methods\.ties_sv_1\.of=.*a checkpoint is listed twice"),
         (["+merge.methods.ties_sv_1.of=[]"], r"^merge\.methods\.ties_sv_1\.of="),
         (["+merge.methods.ties_sv_1.of=[base,ct]"], r"protect: no such model, got 'sft'. Choose one of base, ct"),
-        (["eval.unmerged=[merge_then_sft]"], r"^merge\.then_sft=null: "),
-        (["merge.then_sft=ties_sv_2"], r"^merge\.then_sft=ties_sv_2: no such merge. Did you mean ties_sv_1\?"),
+        (["eval.baselines=[merge_then_sft]"], r"^merge\.sft_after_merge=null: "),
+        (
+            ["merge.sft_after_merge=ties_sv_2"],
+            r"^merge\.sft_after_merge=ties_sv_2: no such merge. Did you mean ties_sv_1\?",
+        ),
         (["+merge.methods.ties_sv_1.of=[ct,sft,merge_then_sft]"], r"of: merge_then_sft is trained from a merge"),
-        (["eval.unmerged=[sft_replay]", "sft.replay_share=0.5"], r"^sft\.arm_replay_share=0\.5: every SFT has"),
-        (["eval.unmerged=[mixed]"], r"^sft\.block_size=256: .* Set ct\.block_size=128"),
+        (["eval.baselines=[sft_replay]", "sft.replay_fraction=0.5"], r"^sft\.arm_replay_fraction=0\.5: every SFT has"),
+        (["eval.baselines=[mixed]"], r"^sft\.block_size=256: .* Set ct\.block_size=128"),
         (["sft=flan", TRAINED], r"^sft\.hub: target_sft needs instructions in the language"),
         (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),
         (["ct.source=somewhere", "ct.tokens=4096", FROZEN], r"^ct\.source=somewhere: sft_then_ct_frozen trains CT"),

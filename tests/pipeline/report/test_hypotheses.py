@@ -20,9 +20,9 @@ from pipeline.report import hypotheses, merges, sources, summary
 from pipeline.report.claims import Answer
 from pipeline.report.hypothesis_answers import HypothesisData, answers
 from pipeline.report.paired import Evidence
-from pipeline.report.records import FrontierPoint
+from pipeline.report.records import Evaluation, FrontierPoint
 from pipeline.run import collect
-from tests.pipeline.report.points import frontier, point
+from tests.pipeline.report.points import frontier, point, share, write
 from tests.pipeline.report.synthetic import BUDGETS, GOOD, INFO, LOST, Run
 
 PAIR = ["ties", "ct_then_sft"]
@@ -294,6 +294,27 @@ def test_contrasts_are_paired_differences_and_counts_are_shares(tmp_path: Path) 
     assert absent.verdict == none.verdict == "no data" and "scores of TIES at 10k with \u03bb 7e-4." in absent.text
     assert point_.estimate is not None and without_ct.estimate is not None
     assert "it needs the audit of SFT at 10k" in none.text
+
+
+def test_a_contrast_may_be_of_the_tasks_in_english(tmp_path: Path) -> None:
+    evaluations = []
+    for method, of_target, of_english in (("ties", 0.5, 0.6), ("ct_then_sft", 0.3, 0.7)):
+        for seed in (0, 1):
+            folder = write(tmp_path / f"{method}-{seed}", {"next": share(of_target)}, [2.0] * 40)
+            other = write(tmp_path / f"{method}-{seed}-en", {"next": share(of_english)}, [1.5] * 40, language="en")
+            for name in ("scores.jsonl", "samples.jsonl"):
+                (folder / name).write_text((folder / name).read_text() + (other / name).read_text())
+            evaluations.append(Evaluation(method, 10_000, seed, folder))
+    given = HypothesisData.of(evaluations, [], [], "nya")
+    english = {**CONTRAST, "id": "english", "language": "en"}
+    of_bits = {**english, "id": "bits", "kind": "bits", "terms": CONTRAST["terms"][:1]}
+    unknown = {**english, "id": "unknown", "language": "bod"}
+    stated = file(tmp_path / "h", CONTRAST, english, of_bits, unknown)
+    values = [one.estimate and round(one.estimate.value, 3) for one in answers(stated, given)]
+    assert values == [0.2, -0.1, 1.5, None]
+    assert [one.claim.statistic[:27] for one in answers(stated, given)][1] == "weighted sum of accuracy in"
+    with pytest.raises(BadInput, match="Leave out family, language and knob"):
+        hypotheses.read(file(tmp_path / "bad", {**english, "type": "count", "kind": "lost_top_share"}))
 
 
 def commit(folder: Path, when: str) -> None:
