@@ -45,14 +45,12 @@ BF16 = {"precision": "bf16"}
 RECOMPUTED = {"gradient_checkpointing": True, **BF16}
 SAVING: dict[str, tuple[dict[str, Any], int | None, dict[str, Any]]] = {  # compute, rank of LoRA, dtypes
     "8-bit AdamW": ({}, None, {"optimizer": "adamw_8bit"}),
-    "LoRA in bf16": (BF16, RANK, {}),
-    "LoRA in bf16, recomputed": (RECOMPUTED, RANK, {}),
-    "bfloat16 base": (BF16, RANK, {"base_dtype": "bfloat16"}),
+    "LoRA, bf16": (BF16, RANK, {}),
+    "LoRA, bf16, recomputed": (RECOMPUTED, RANK, {}),
     "bfloat16 base, recomputed": (RECOMPUTED, RANK, {"base_dtype": "bfloat16"}),
-    "nf4 base": ({}, RANK, {"base_dtype": "nf4"}),
-    "nf4 base in bf16": (BF16, RANK, {"base_dtype": "nf4"}),
-    "nf4 base in bf16, recomputed": (RECOMPUTED, RANK, {"base_dtype": "nf4"}),
-    "nf4 base, 8-bit AdamW": (RECOMPUTED, 64, {"base_dtype": "nf4", "optimizer": "adamw_8bit"}),
+    "nf4 base, fp32": ({}, RANK, {"base_dtype": "nf4"}),
+    "nf4 base, bf16, recomputed": (RECOMPUTED, RANK, {"base_dtype": "nf4"}),
+    "nf4 base, 8-bit AdamW, rank 64": (RECOMPUTED, 64, {"base_dtype": "nf4", "optimizer": "adamw_8bit"}),
 }
 QUANTIZED = {**LARGER, "vocabulary": 4096, "layers": 6}
 SCORED = {"batch_tokens": 2048, "window": 256, "documents": 8, "dtype": "float32"}

@@ -120,7 +120,7 @@ def test_the_plan_names_the_base_that_fits(cluster: str, advice: str | None) -> 
         f"compute.precision={precision}",
         "eval.batch_tokens=128",
     )
-    words += ("eval.dtype=bfloat16", "merge=none", "eval.unmerged=[ct]")
+    words += ("eval.dtype=bfloat16", "merge=none", "eval.baselines=[ct]")
     config = memory.on_cluster(
         config_of("model=folder", "model.path=hub:a/b@" + "0" * 40, SEVEN, *words, "ct.batch_tokens=1024"), gpu
     )
@@ -131,12 +131,12 @@ def test_the_plan_names_the_base_that_fits(cluster: str, advice: str | None) -> 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_a_run_in_tamil(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """CT on a 4-bit base with 8-bit AdamW, and its merge by the adapter with the exact base."""
+    """CT on a 4-bit base with 8-bit AdamW."""
     base, _ = make_pair(tmp_path)
     given = ["run", "experiment=test", "language=mine", "language.code=tam", f"corpus.path={tamil(tmp_path)}"]
     given += ["model=folder", f"model.path={base}", f"store={tmp_path / 'store'}", f"outputs={tmp_path / 'out'}"]
-    given += [*BOTH, "train.lora.rank=16", "sft.template=none", "eval.unmerged=[base,ct]", "merge.write=true"]
-    given += ["tracking=none", "ct.dev_every_tokens=2048"]
+    given += [*BOTH, "train.lora.rank=16", "sft.template=none", "eval.baselines=[base,ct]", "merge=none"]
+    given += ["tracking=none", "ct.dev_every_tokens=2048", "eval.families=[]"]
     assert cli.pipeline_main(given) == 0
     capsys.readouterr()
     (ct,) = (tmp_path / "store" / "ct").iterdir()
