@@ -28,7 +28,7 @@ def resolved(config: Config) -> Config:
         needed = needs_lora(config)
         train = Adaptation(lora=config.train.lora if needed else None, lora_above=None)
         config = config.model_copy(update={"train": train})
-    return config
+    return config.with_variants({name: resolved(variant) for name, variant in config.variant_configs.items()})
 
 
 def expected_tokens(config: Config) -> int:
