@@ -97,6 +97,12 @@ def test_a_variant_that_is_also_a_cell_is_trained_once() -> None:
     assert sum(stage.kind == "ct" for stage in merged(cells)) == 2
 
 
+def test_a_variant_starts_from_the_base_of_its_cell() -> None:
+    cell = plan_cell(sweep.expand(["experiment=test", CIPHER, TWO], multirun=False).configs[0], BOTH)
+    own, of_variant = (cell.merges["two"].parents[role].parents["model"] for role in ("ct", "ct@cipher"))
+    assert own.kind == "base" and own.key == of_variant.key  # it is trained on the corpus of the cell
+
+
 def test_variants_follow_the_budget_and_seed_of_their_cell() -> None:
     swept = configs(CIPHER, TWO, "ct.tokens=2048,4096", "seed=0,1", "merge.choice={budgets: all, seeds: first}",
                     "+merge.methods.two.grid={lambda: [0.5, 1.0]}", multirun=True)  # fmt: skip
