@@ -98,7 +98,9 @@ def _product(root: DictConfig, given: list[Override]) -> list[list[str]]:
     first.
     """
     params: Any = OmegaConf.to_container(root.hydra.sweeper.params) or {}
-    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    parsed = OverridesParser.create().parse_overrides(
+        old_names.overrides([f"{key}={value}" for key, value in params.items()])
+    )
     axes: dict[str, list[str]] = {}
     for override in (*parsed, *_not_hydra(given)):
         key = override.get_key_element()
@@ -140,7 +142,7 @@ def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[C
             value = plain[key][next(line for line in reversed(cell) if _key(line) == key)]  # the last one wins
             OmegaConf.update(shared[choices], key, value, merge=True)
         composed: Any = OmegaConf.to_container(shared[choices], resolve=True)
-        config = validate(composed)
+        config = validate(composed, given={_key(line).lstrip("+~") for line in cell})
         check_kinds(config.compute.stage_seconds)
         yield config
 

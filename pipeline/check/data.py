@@ -249,7 +249,7 @@ def _budgets_filled(configs: Sequence[Config], cells: Sequence[Cell]) -> Iterato
         size, known = text_bytes(config), bytes_a_token(config)
         if size is None or known is None:
             continue
-        reach = int(size * config.ct.epochs / known / config.ct.language_share)
+        reach = int(size * config.ct.epochs / known / config.ct.language_fraction)
         if reach < largest:
             yield Finding(
                 True,

@@ -159,7 +159,7 @@ class Merge(Settings):
     write: bool
     metric: Literal["acc", "bits_per_byte"]
     choice: Choice
-    then_sft: str | None
+    sft_after_merge: str | None
     special_rows: Literal["sft"] | None
     checkpoints: dict[CheckpointName, GivenCheckpoint] = Field(default_factory=dict)
     search: SearchSettings | None = None
@@ -214,9 +214,10 @@ class Merge(Settings):
                 raise ValueError(
                     f"methods.{name}: the name must be small letters, digits and underscores. Rename the method."
                 )
-        if self.then_sft is not None and self.then_sft not in self.methods:
+        if self.sft_after_merge is not None and self.sft_after_merge not in self.methods:
             raise ValueError(
-                f"then_sft={self.then_sft}: no such merge. {suggestion(self.then_sft, list(self.methods))}"
+                f"sft_after_merge={self.sft_after_merge}: no such merge."
+                f" {suggestion(self.sft_after_merge, list(self.methods))}"
             )
         # a method without a grid is stated and not tuned: what it differs by from another one is its recipe alone
         counts = self.trials_by_method()
@@ -254,15 +255,15 @@ def check_parents(merge: Mapping[str, Any], variants: Any) -> None:
 class Evaluation(ScoringSettings):
     """What checkpoints and merges are scored on, and how."""
 
-    unmerged: list[ArmName]
+    baselines: list[ArmName]
     families: list[str]
     items: Positive
     tune_limit: Positive | None
     batch_tokens: Tokens
     gpus: Positive = 1
     include_path: str | None
-    leaks: bool
-    untuned: bool
+    contamination: bool
+    default_settings: bool
     frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
     questions: str | None = None
 

@@ -153,11 +153,11 @@ def scored_tokens(stage: Stage, config: Config) -> tuple[float, float]:
     limit = config.eval.tune_limit if tuning else config.eval.limit
     items = min(limit or config.eval.items, config.eval.items) * len(config.eval.families)
     texts = min(limit or MANY_TEXTS, TEXTS.get(config.corpus.source, MANY_TEXTS))
-    excerpt = config.eval.excerpt or 4000
-    text = {language: texts * excerpt / size for language, size in BYTES_A_TOKEN.items()}
+    characters = config.eval.max_chars or 4000
+    text = {language: texts * characters / size for language, size in BYTES_A_TOKEN.items()}
     if tuning:
         return (
-            (text["own"], excerpt / 2)
+            (text["own"], characters / 2)
             if config.merge.metric == "bits_per_byte"
             else (items * ITEM_TOKENS["own"], ITEM_TOKENS["own"])
         )

@@ -75,7 +75,7 @@ class Cell:
     checkpoints: Mapping[str, Stage] = field(default_factory=dict)
     chosen: Mapping[str, Stage] = field(default_factory=dict)
     untuned: Mapping[str, Stage] = field(default_factory=dict)
-    leaks: Stage | None = None
+    contamination: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
     left_out: tuple[str, ...] = ()
@@ -108,20 +108,20 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     requested, config = config, adapting.for_its_pair(config, inputs)
     planner = CellPlanner(config, inputs)
     methods = {} if config.adapt else config.merge.methods
-    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.unmerged}
+    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.baselines}
     merges = {name: planner.merge(name) for name in methods}
     evals = {name: planner.eval_of_checkpoint(name) for name in checkpoints}
     evals |= {name: planner.eval_of_merge(name, merges[name], merges[name].slug) for name in methods}
     chosen = {name: selection_stage(merges[name]) for name in methods if planner.is_tuned(name)}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
-    untuned = plan_untuned(planner, chosen) if config.eval.untuned else {}
+    untuned = plan_untuned(planner, chosen) if config.eval.default_settings else {}
     frontier = plan_frontier(planner, evals) if config.scores_knobs else {}
     adapt = adapting.plan_adaptation(planner, evals, checkpoints) if config.adapt else None
-    leaks = plan_contamination(config, inputs, planner.data) if config.eval.leaks else None
+    contamination = plan_contamination(config, inputs, planner.data) if config.eval.contamination else None
     goals = [
         *checkpoints.values(),
-        *([leaks] if leaks else []),
+        *([contamination] if contamination else []),
         *evals.values(),
         *untuned.values(),
         *(stage for points in frontier.values() for point in points for stage in (point.dev, point.test)),
@@ -136,7 +136,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         checkpoints=checkpoints,
         chosen=chosen,
         untuned=untuned,
-        leaks=leaks,
+        contamination=contamination,
         frontier=frontier,
         adapt=adapt,
         left_out=tuple(name for name in requested.merge.methods if name not in config.merge.methods),
@@ -304,8 +304,8 @@ class CellPlanner:
 
     @cached_property
     def sft_with_replay(self) -> Stage:
-        """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
-        sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
+        """SFT on CT, with `sft.arm_replay_fraction` of running English among the instructions."""
+        sft = self.config.sft.model_copy(update={"replay_fraction": self.config.sft.arm_replay_fraction})
         return self.sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
 
     @cached_property
@@ -316,8 +316,8 @@ class CellPlanner:
     @cached_property
     def merge_then_sft(self) -> Stage:
         """SFT on the weights of a merge."""
-        assert self.config.merge.then_sft is not None
-        merged = self.weights(self.config.merge.then_sft)
+        assert self.config.merge.sft_after_merge is not None
+        merged = self.weights(self.config.merge.sft_after_merge)
         tokenizer = merged if self.config.model.new_tokens else self.base
         parents = {"model": merged, "blocks": self.sft_parents(tokenizer)["blocks"]}
         return plan_sft(f"en-after-{merged.slug}", self.config, parents)

@@ -138,6 +138,7 @@ def run_contamination(job: Job[ContaminationSettings, ContaminationOptions]) -> 
     contamination.find_contamination(item_texts(tasks), files, job.out, job.work, job.options.workers)
 
 
+# The kind and the files keep the name that they had before 0.2, so that stores stay valid.
 CONTAMINATION = StageType("leaks", run_contamination, 1, "data", 10, shared=True)
 
 
@@ -255,7 +256,7 @@ def load_tasks(job: Job[Any, Any], settings: EvalSettings | ContaminationSetting
         job.folders["corpus"],
         settings.split,
         settings.limit,
-        settings.excerpt,
+        settings.max_chars,
         include_path,
         settings.tasks,
         settings.language,
@@ -269,7 +270,7 @@ def task_set(
     corpus: Path,
     split: str,
     limit: int | None,
-    excerpt: int | None,
+    max_chars: int | None,
     include_path: str | None = None,
     names: tuple[str, ...] = (),
     language: str | None = None,
@@ -284,7 +285,7 @@ def task_set(
         corpus / "text",
         split=split,
         limit=limit,
-        excerpt=excerpt,
+        max_chars=max_chars,
         include_path=None if include_path is None else Path(include_path),
         names=names,
         language=task_set.UNDETERMINED if language is None else language,

@@ -95,7 +95,7 @@ def words(made: Path, out: Path, *more: str) -> list[str]:
     return [
         "experiment=test", "language.code=tam", "language.name=Tamil", "corpus=files", f"corpus.path={made}/tamil.txt",
         f"corpus.english_path={made}/english.txt", "model=folder", f"model.path={made}/base", f"ct.source={made}/ct",
-        f"sft.source={made}/sft", "eval.families=[]", "eval.unmerged=[base]", "eval.limit=4", "merge=none",
+        f"sft.source={made}/sft", "eval.families=[]", "eval.baselines=[base]", "eval.limit=4", "merge=none",
         "merge.metric=bits_per_byte", f"merge.checkpoints={{tutor:{made}/tutor}}", f"store={out}/store",
         f"outputs={out}/out", *more,
     ]  # fmt: skip
