@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from common.errors import BadInput
 from common.project import CONF
+from pipeline import old_names
 from pipeline.config import Config
 
 OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
@@ -37,7 +38,7 @@ def relative(cell: Sequence[str], text: str) -> list[str]:
     A group that the variant chooses begins with its file: what the cell sets in it is dropped. A language brings its
     corpus.
     """
-    overrides = split(text)
+    overrides = old_names.overrides(split(text))
     chosen = {key for key in map(key_of, overrides) if (CONF / key).is_dir()}
     chosen |= {"corpus"} if "language" in chosen else set()
     return [*(line for line in cell if key_of(line).partition(".")[0] not in chosen), *overrides]
