@@ -194,8 +194,8 @@ def words(made: Path, out: Path, *more: str) -> list[str]:
         "experiment=test", "language=mine", "language.code=oth", f"corpus.path={made}/other.txt",
         f"corpus.english_path={made}/english.txt", "corpus.dev=0.2", "corpus.test=0.2", "model=folder",
         f"model.path={made}/base", f"sft.source={made}/sft", "eval.families=[]", "eval.baselines=[base]",
-        "eval.limit=4", "ct.tokens=2048", "ct.schedule_tokens=2048", "ct.batch_tokens=512", "ct.block_size=64", "merge=none",
-        "ct.learning_rate=1e-2", "merge.metric=bits_per_byte", "merge.write=true", f"store={out}/store",
+        "eval.limit=4", "ct.tokens=2048", "ct.schedule_tokens=2048", "ct.batch_tokens=512", "ct.block_size=64",
+        "merge=none", "ct.learning_rate=1e-2", "merge.metric=bits_per_byte", "merge.write=true", f"store={out}/store",
         f"outputs={out}/out", *more,
     ]  # fmt: skip
 
