@@ -264,6 +264,9 @@ def _one_line(error: Exception) -> str:
     missing = re.search(r"Interpolation key '([^']+)' not found", text)
     if missing and (new := old_names.KEYS.get(missing[1])):
         return f"{missing[1]}: the name is now {new}. Write ${{{new}}}."
+    if merging := re.match(r"Error merging override \+*(\S+?=(.).*)", text):
+        form = "a list, such as [a,b]" if merging[2] == "{" else "a mapping, such as {a: 1}"
+        return f"{merging[1]}: must be {form}."
     if foreign := re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL):
         return (
             f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have. "
