@@ -282,6 +282,12 @@ def _one_line(error: Exception) -> str:
         if key in _known_keys():
             return f"{key}: no such key. Add keys one by one, as +{key}.name=value."
         return f"{key}: unknown key. {suggestion(key, _siblings(key))}" if "." in key else _unknown_group(key)
+    missing = re.search(r"Interpolation key '([^']+)' not found", text)
+    if missing and (new := old_names.KEYS.get(missing[1])):
+        return f"{missing[1]}: the name is now {new}. Write ${{{new}}}."
+    if merging := re.match(r"Error merging override \+*(\S+?=(.).*)", text):
+        form = "a list, such as [a,b]" if merging[2] == "{" else "a mapping, such as {a: 1}"
+        return f"{merging[1]}: must be {form}."
     if foreign := re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL):
         return (
             f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have. "
