@@ -75,7 +75,15 @@ def inputs(config: Config, network: bool = True) -> Inputs:
         questions=read_questions(config.eval.questions) if config.adapt and config.eval.questions else None,
         sources=sources,
         checkpoints={name: known[f"merge.checkpoints.{name}"] for name in config.merge.checkpoints},
+        variants={name: _inputs_of_variant(name, each, network) for name, each in config.variant_configs.items()},
     )
+
+
+def _inputs_of_variant(name: str, config: Config, network: bool) -> Inputs:
+    try:
+        return inputs(config, network)
+    except BadInput as error:
+        raise BadInput(f"variants.{name}: {error}") from None
 
 
 def given_checkpoints(config: Config) -> dict[str, str]:

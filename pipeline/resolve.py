@@ -26,7 +26,7 @@ def resolved(config: Config) -> Config:
     if config.train.lora_above is not None:
         config = config if needs_lora(config) else in_full(config)
         config = config.model_copy(update={"train": config.train.model_copy(update={"lora_above": None})})
-    return config
+    return config.with_variants({name: resolved(variant) for name, variant in config.variant_configs.items()})
 
 
 def in_full(config: Config) -> Config:

@@ -115,7 +115,7 @@ def round_base(model: Any, settings: TrainingSettings) -> None:
                 module.to(torch.bfloat16)
 
 
-def optimizer_arguments(settings: TrainingSettings) -> dict[str, str]:
+def optimizer_arguments(settings: TrainingSettings) -> dict[str, Any]:
     """Return the Trainer's arguments for another optimizer than its default."""
     return {"optim": OPTIMIZERS[settings.optimizer]} if settings.optimizer in OPTIMIZERS else {}
 
@@ -126,6 +126,6 @@ def forget_optimizers() -> None:
     These are embeddings, and the places in an optimizer whose moments stay in 32 bits: the next training of this
     process, with other weights in these places, would have them too.
     """
-    from bitsandbytes.optim import GlobalOptimManager
+    from bitsandbytes.optim.optimizer import GlobalOptimManager
 
     GlobalOptimManager.get_instance().initialize()

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,9 +233,16 @@ def sample_documents(config: Config) -> Iterator[str]:
 
 
 def check_budgets(plan: RunPlan) -> Iterator[Finding]:
-    """Check that the text of each language fills its largest budget."""
-    configs = [cell.config for cell in plan.cells]
-    for config in (cell.config for cell in first_of_each_language(plan.cells)):
+    """Check that the text of each language, and of each variant, fills its largest budget."""
+    yield from _budgets_filled([cell.config for cell in plan.cells], plan.cells)
+    for name in dict.fromkeys(name for cell in plan.cells for name in cell.variants):
+        cells = [cell.variants[name] for cell in plan.cells if name in cell.variants]
+        for found in _budgets_filled([cell.config for cell in cells], cells):
+            yield replace(found, text=f"variants.{name}: {found.text}")
+
+
+def _budgets_filled(configs: Sequence[Config], cells: Sequence[Cell]) -> Iterator[Finding]:
+    for config in (cell.config for cell in first_of_each_language(cells)):
         if config.ct.source is not None or config.model.path is None:
             continue
         largest = max(other.ct.tokens for other in configs if other.language.code == config.language.code)

@@ -6,17 +6,18 @@ from collections.abc import Collection, Mapping
 from datetime import date
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from common.errors import BadInput, listed, suggestion
 from common.settings import Folder, Name, Seed, Settings
 from common.units import format_tokens
 from common.validation import error_line
 from pipeline import old_names
+from pipeline.baselines import VARIANT
 from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.models import MATRICES, Model
-from pipeline.config.scoring import Evaluation, Merge, check_parents
+from pipeline.config.scoring import Evaluation, Merge, VariantName, check_parents
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
 from train.data.chat_template import CHATML, TOKENIZER
@@ -38,8 +39,14 @@ class Chat(Settings):
     date: Annotated[str, AfterValidator(iso_date)]
 
 
+Overrides = Annotated[str, Field(min_length=1)]
+
+
 class Config(Settings):
-    """A cell: one language, one token budget, one seed, and all settings for them."""
+    """A cell: one language, one token budget, one seed, and all settings for them.
+
+    variants: overrides relative to the cell, by the names that merges call their CT: `ct@NAME`.
+    """
 
     name: Name
     seed: Seed
@@ -59,6 +66,19 @@ class Config(Settings):
     tracking: Tracking
     chat: Chat
     adapt: Adapt | None
+    variants: dict[VariantName, Overrides] = Field(default_factory=dict)
+    _variants: dict[str, Config] = PrivateAttr(default_factory=dict)
+
+    @property
+    def variant_configs(self) -> Mapping[str, Config]:
+        """Return the cell of each variant, as pipeline/sweep.py has composed it."""
+        return self._variants
+
+    def with_variants(self, configs: Mapping[str, Config]) -> Config:
+        """Return this cell with the cells of its variants."""
+        copy = self.model_copy()
+        copy._variants = dict(configs)
+        return copy
 
     @property
     def report(self) -> tuple[str | None, str]:
@@ -104,14 +124,20 @@ class Config(Settings):
         return wanted == "all" or self.ct.tokens in (wanted or ())
 
     def at(self, ct_tokens: int, seed: int) -> Config:
-        """Return the cell of this sweep at another budget and seed."""
-        return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
+        """Return the cell of this sweep at another budget and seed, and its variants there."""
+        moved = self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
+        return moved.with_variants({name: each.at(ct_tokens, seed) for name, each in self.variant_configs.items()})
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def none_given(cls, value: Any) -> Any:
+        return {} if value is None else value
 
     @model_validator(mode="before")
     @classmethod
     def parents_are_known(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(merge := values.get("merge"), Mapping):
-            check_parents(merge)
+            check_parents(merge, values.get("variants"))
         return values
 
     @model_validator(mode="after")
@@ -129,6 +155,16 @@ class Config(Settings):
                 )
             except BadInput as error:
                 raise ValueError(f"{key}.{error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def variants_are_merged(self) -> Config:
+        named = {role for method in self.merge.methods.values() for role in method.of}
+        for name in self.variants:
+            if (role := f"ct{VARIANT}{name}") not in named:
+                raise ValueError(
+                    f"variants.{name}: no method merges {role}. Name it in merge.methods.NAME.of, or leave it out."
+                )
         return self
 
     @model_validator(mode="after")

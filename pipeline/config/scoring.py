@@ -15,7 +15,7 @@ from common.settings import Positive, Settings, Tokens
 from eval.settings import ScoringSettings
 from merge.recipe import Recipe
 from pipeline import recipes
-from pipeline.baselines import BASELINES, NOT_MERGED, PAIR
+from pipeline.baselines import BASELINES, NOT_MERGED, PAIR, VARIANT
 from pipeline.config.trainings import grid_product
 from pipeline.old_names import METHODS, current_method, in_store, recipe_in_store
 from pipeline.search import Bounds, SearchSettings, middle
@@ -37,18 +37,24 @@ def role_of(name: str) -> str:
     return in_store(current_method(name))
 
 
-def checkpoint_name(name: str) -> str:
-    """Return a name for a checkpoint from outside. Raises ValueError."""
+def plain_name(name: str) -> str:
+    """Return a name for a checkpoint that merges name. Raises ValueError."""
     if not MERGE_NAME.fullmatch(name):
-        raise ValueError("must be small letters, digits and underscores. Rename the checkpoint.")
-    if name in TAKEN:
-        raise ValueError("slackmerge uses this name. Rename the checkpoint.")
+        raise ValueError("must be small letters, digits and underscores. Choose another name.")
     return name
+
+
+def free_name(name: str) -> str:
+    """Return a name for a checkpoint from outside. Raises ValueError."""
+    if name in TAKEN:
+        raise ValueError("slackmerge uses this name. Choose another one.")
+    return plain_name(name)
 
 
 ArmName = Annotated[str, AfterValidator(known_arm)]
 Role = Annotated[str, AfterValidator(role_of)]
-CheckpointName = Annotated[str, AfterValidator(checkpoint_name)]
+VariantName = Annotated[str, AfterValidator(plain_name)]
+CheckpointName = Annotated[str, AfterValidator(free_name)]
 GivenCheckpoint = Annotated[str, Field(min_length=1), AfterValidator(shipped)]
 
 
@@ -224,22 +230,25 @@ class Merge(Settings):
         return self
 
 
-def check_parents(merge: Mapping[str, Any]) -> None:
+def check_parents(merge: Mapping[str, Any], variants: Any) -> None:
     """Check that all names in `of` and `from` of methods are checkpoints. Raises ValueError that names the key.
 
-    merge: the section before it is validated, as recipes that name a checkpoint that is not there are wrong too.
+    merge, variants: before they are validated, as recipes that name a checkpoint that is not there are wrong too.
     """
     further, methods = merge.get("checkpoints"), merge.get("methods")
     names = list(further) if isinstance(further, Mapping) else []
+    of_variants = [f"ct{VARIANT}{name}" for name in variants] if isinstance(variants, Mapping) else []
     for name, method in methods.items() if isinstance(methods, Mapping) else ():
         given = method if isinstance(method, Mapping) else {}
         of = given.get("of", [])
         parents = {f"of.{number}": role for number, role in enumerate(of if isinstance(of, list) else [])}
         for key, role in {**parents, "from": given.get("from", "base")}.items():
-            known = [*(("base", "sft") if key == "from" else BASELINES), *names]
+            known = ["base", "sft", *names] if key == "from" else [*BASELINES, *names, *of_variants]
             if isinstance(role, str) and current_method(role) not in known:
                 near = suggestion(role, known)
-                more = f" Or set merge.checkpoints.{role}." if near.startswith("Choose") else ""
+                _, is_variant, variant = role.partition(VARIANT)
+                more = f"variants.{variant}" if is_variant else f"merge.checkpoints.{role}"
+                more = f" Or set {more}." if near.startswith("Choose") else ""
                 raise ValueError(f"merge.methods.{name}.{key}={role}: no such checkpoint. {near}{more}")
 
 

@@ -22,7 +22,7 @@ from pipeline.cost.hardware import Cluster, Speed, speed_to_plan_by
 from pipeline.cost.memory import Memory, base_width, moment_bytes, width
 from pipeline.cost.shape import RECOMPUTED, forward_flops, model_shape, trained_by, training_flops
 from pipeline.page_questions import COUNT as QUESTIONS
-from pipeline.stages.cell import Cell, merged
+from pipeline.stages.cell import Cell, merged, owners
 from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
@@ -119,7 +119,7 @@ def checkpoint_bytes(shape: ModelShape, config: Config) -> int:
     return 4 * shape.parameters + (4 * trained_by(config).parameters if config.train.lora else 0)
 
 
-def state_bytes(shape: ModelShape, config: Config) -> int:
+def state_bytes(shape: ModelShape, config: Config) -> float:
     """Count the bytes of a training state: weights in 32 bits and two moments of Adam; DeepSpeed adds two copies of
     the model.
     """
@@ -382,12 +382,11 @@ def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[
 
     `done`: keys that are published. `memories`: by kind, for what trains.
     """
-    owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
-    stages, costed = merged(cells), []
+    configs, stages, costed = owners(cells), merged(cells), []
     previous = previous_stages(stages)
     continued = {before.key for before in previous.values()}
     for stage in stages:
-        config, before = owners[stage.key], previous.get(stage.key)
+        config, before = configs[stage.key], previous.get(stage.key)
         resumed, last = tokens_of(before) if before else 0, stage.key not in continued
         work = stage_work(stage, config, model_shape(config), resumed, last)
         sharing = sum(any(stage.key == other.key for other in cell.stages) for cell in cells)

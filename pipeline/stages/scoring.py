@@ -17,7 +17,7 @@ from common.settings import Settings
 from eval.prompting import Generation
 from eval.settings import ScoringSettings, TaskSettings
 from merge.recipe import UNION_OF
-from pipeline.baselines import MODEL, merged_roles
+from pipeline.baselines import MODEL, VARIANT, merged_roles
 from pipeline.config import Config
 from pipeline.stages.data import Data, source_folders, workers
 from pipeline.stages.stage import Inputs, Stage, StageType
@@ -310,7 +310,7 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
     if chat == "none":
         return MODEL
     merged = merged_roles(folders)
-    by_instructions = sorted(merged, key=lambda name: name in NOT_INSTRUCTED)
+    by_instructions = sorted(merged, key=lambda name: name.partition(VARIANT)[0] in NOT_INSTRUCTED)
     return next((name for name in [*by_instructions, MODEL] if read_chat_template(folders[name])), MODEL)
 
 

@@ -159,7 +159,7 @@ class Inputs:
     there is none, or only the network would know it. asks_date: whether a chat template that checkpoints may be scored
     by writes the date, or only the network would know it. questions: those of eval.questions; None: there are none.
     sources: of the local folders among ct.sources, by name. checkpoints: those of merge.checkpoints, by name; in
-    special_tokens they are `checkpoints.NAME`.
+    special_tokens they are `checkpoints.NAME`. variants: the inputs of each variant, by name.
     """
 
     model: str | None = None
@@ -175,6 +175,7 @@ class Inputs:
     questions: tuple[str, ...] | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     checkpoints: Mapping[str, str | None] = field(default_factory=dict)
+    variants: Mapping[str, Inputs] = field(default_factory=dict)
 
 
 def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:

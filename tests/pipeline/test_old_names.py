@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from common.errors import BadInput
 from common.project import CONF
 from pipeline import old_names, sweep
 from pipeline.report import sources as report_sources
@@ -190,6 +191,12 @@ def test_old_keys_have_the_meaning_of_the_new_ones(tmp_path: Path, capsys: pytes
     )
     assert sweep.expand(words[:2], multirun=True).configs == wanted
     assert sorted(capsys.readouterr().err.splitlines()) == lines
+
+    file.write_text("# @package _global_\ndefaults: [test]\neval: {limit: '${eval.excerpt}'}\n")
+    with pytest.raises(
+        BadInput, match=r"^eval\.excerpt: the name is now eval\.max_chars\. Write \$\{eval\.max_chars\}\.$"
+    ):
+        sweep.expand(words[:2], multirun=True)
 
 
 def test_files_of_ours_have_the_new_keys() -> None:

@@ -65,6 +65,8 @@ eval.families=[] merge=none eval.baselines=[target_sft] | eval.families=\\[\\]: 
 {MINE}TMP/text.txt eval.families=[genre] merge=none | eval.families=\\[genre\\]:
 eval.baselines=[nothing]                     | eval.baselines
 eval.baselines=[] merge=none                 | eval.baselines=\\[\\]:
+eval.baselines={}                            | eval.baselines={}: must be a list
+merge.methods=[]                             | merge.methods=\\[\\]: must be a mapping
 eval.split=train                             | eval.split=train:
 eval.dtype=float16                           | eval.dtype=float16:
 language.code=NYA                            | language.code=NYA:
