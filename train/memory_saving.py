@@ -96,8 +96,8 @@ def round_base(model: Any, settings: TrainingSettings) -> None:
     """Bring a PeftModel's frozen linear layers, without the head, into the dtype of the settings.
 
     After LoRA's factors were added: peft would round their first values to the dtype of the layer. nf4 layers, which
-    have their weights already, keep them in one layout: bitsandbytes would pack them anew for an evaluation on some
-    CPUs, in a form that gives no gradients after it.
+    have their weights already, keep them in one layout: on some CPUs bitsandbytes would pack them for an evaluation, in
+    a form that gives no gradients after it.
     """
     import torch
     from torch import nn

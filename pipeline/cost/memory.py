@@ -29,7 +29,7 @@ from common.errors import BadInput
 from common.hub import local_folder
 from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost.hardware import GPUS, Cluster
-from pipeline.cost.shape import Trained, model_shape, trained_by
+from pipeline.cost.shape import Trained, all_weights, model_shape, trained_by
 from train.distributed import ZERO_STAGES, batch_sizes
 from train.memory_saving import contradiction
 from train.settings import MemorySaving
@@ -113,11 +113,6 @@ def states(
     fewer = shape.layers * shape.linear_parameters * (4 - BASE_BYTES[trained.saving.base_dtype])
     copies = copied_weights(shape, trained, recomputed) if number == 2 else 0
     return Memory(4 * count - fewer, 4 * learnt, moment_bytes(trained), 2 * copies)
-
-
-def all_weights(shape: ModelShape) -> Trained:
-    """Return the training of all weights by plain AdamW."""
-    return Trained(shape.parameters, shape.embedding_parameters)
 
 
 def moment_bytes(trained: Trained) -> float:

@@ -11,7 +11,7 @@ off). Recomputed activations are not model FLOPs; they count in the time only.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +131,16 @@ class Trained:
     saving: MemorySaving = field(default_factory=MemorySaving)
 
 
+def all_weights(shape: ModelShape) -> Trained:
+    """Return the training of all weights by plain AdamW."""
+    return Trained(shape.parameters, shape.embedding_parameters)
+
+
 def trained_by(config: Config) -> Trained:
     """Return what CT and SFT change: all weights, or LoRA's, with embedding and head where there are new tokens."""
     shape, train = model_shape(config), config.train
     if train.lora is None:
-        return Trained(shape.parameters, shape.embedding_parameters, saving=train)
+        return replace(all_weights(shape), saving=train)
     embedding = shape.embedding_parameters if config.model.new_tokens else 0
     return with_lora(shape, train.lora, train, embedding)
 

@@ -14,7 +14,7 @@ from pipeline.cost import estimate, hardware, memory
 from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import USABLE, Cluster, Speed, parse_cluster
 from pipeline.cost.memory import Memory
-from pipeline.cost.shape import model_shape, with_lora
+from pipeline.cost.shape import all_weights, model_shape, with_lora
 from pipeline.stages import STAGE_TYPES
 from pipeline.stages.cell import Cell, merged, owners
 from pipeline.store import Store
@@ -235,7 +235,7 @@ LORA = LoraSettings(rank=64, alpha=128, dropout=0.0, targets="all-linear")  # co
 def single_gpu_memory(shape: ModelShape, precision: Precision, lora: bool, saving: MemorySaving) -> float:
     """Return bytes of the one GPU that trains: one block in a pass, several passes a step, activations recomputed."""
     compute = Compute(device="cuda", precision=precision, gradient_checkpointing=True, micro_batch=1)
-    whole = replace(memory.all_weights(shape), saving=saving)
+    whole = replace(all_weights(shape), saving=saving)
     trained = with_lora(shape, LORA, saving) if lora else whole
     return memory.training_memory(shape, compute, PASSES * BLOCK, BLOCK, trained).total
 

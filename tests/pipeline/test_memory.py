@@ -19,7 +19,7 @@ from pipeline import sweep
 from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost import hardware, memory, table
 from pipeline.cost.estimate import checkpoint_bytes
-from pipeline.cost.shape import Trained, from_config_json, with_lora
+from pipeline.cost.shape import Trained, all_weights, from_config_json, with_lora
 from train.settings import LoraSettings, MemorySaving
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ needs_proc = pytest.mark.skipif(
 def adapted(shape: ModelShape, rank: int | None, **saving: Any) -> Trained:
     """Return the training of all weights, or that of LoRA of a rank."""
     if rank is None:
-        return replace(memory.all_weights(shape), saving=MemorySaving(**saving))
+        return replace(all_weights(shape), saving=MemorySaving(**saving))
     lora = LoraSettings(rank=rank, alpha=16, dropout=0.0, targets="all-linear")
     return with_lora(shape, lora, MemorySaving(**saving))
 
