@@ -165,7 +165,7 @@ def test_16_bits_cost_copies_without_sharding_and_fp16_is_as_wide_as_bf16() -> N
 def test_what_is_neither_states_nor_activations_is_counted() -> None:
     def held(strategy: str) -> float:
         compute = Compute(device="cuda", strategy=strategy, processes=8, precision="bf16")
-        return memory.buffers(LLAMA, compute, LLAMA.parameters)
+        return memory.buffers(LLAMA, compute, all_weights(LLAMA))
 
     assert held("ddp") == 4 * LLAMA.parameters
     assert held("zero2") == 2 * 2 * memory.BUCKET
