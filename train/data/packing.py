@@ -166,6 +166,10 @@ def sft_blocks(
     dtypes = (tokenizer.dtype, np.int32, dtype_for(size))
     columns = [BlockFile(out / f"{name}.npy", size, dtype) for name, dtype in zip(COLUMNS, dtypes, strict=True)]
     files, control = instruction_files(items_dir), Counter[str]()
+    if not files:
+        raise BadInput(
+            "sft: the text gave no instructions. Set sft.path or sft.hub, or name families in eval.families."
+        )
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         read = count_first_epoch(read_epochs(files, f"{seed}:sft", pool, work), control)
         if tokenizer.masking:
