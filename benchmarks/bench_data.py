@@ -50,7 +50,7 @@ if __name__ == "__main__":
     workers, size = map(int, sys.argv[4:6])
     packing.load_tokenizer(model)
     started = time.monotonic()
-    settings = CtBlocksSettings("xx", schedule_tokens=10**12, block_size=size, english_share=0.0, seed=0)
+    settings = CtBlocksSettings("xx", schedule_tokens=10**12, block_size=size, english_fraction=0.0, seed=0)
     packing.ct_blocks(corpus, model, settings, out / "blocks", out / "work", workers)
     seconds = time.monotonic() - started
     tokens = json.loads((out / "blocks" / "counts.json").read_text())["tokens"]

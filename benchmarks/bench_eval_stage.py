@@ -54,7 +54,7 @@ def prepare(folder: Path, checkpoints: int) -> None:
     for path in (items / "tasks").glob(f"*.{split}.jsonl"):
         write_task(folder, path.name.split(".")[0], "items.yaml", read_items(path)[:limit])
     for path in (corpus / "text").glob(f"*.{split}.jsonl"):
-        documents = [truncate(row, stage.settings.excerpt) for row in read_documents(path)[:limit]]
+        documents = [truncate(row, stage.settings.max_chars) for row in read_documents(path)[:limit]]
         write_task(folder, f"bits_per_byte_{path.name.split('.')[0]}", "bits_per_byte.yaml", documents)
     for number in range(checkpoints):
         write_checkpoint(folder / "checkpoints" / f"{number:02}", number)

@@ -46,9 +46,10 @@ class Settings(BaseModel):
     def key_content(self) -> dict[str, Any]:
         """Return what a key is made of: plain values by name.
 
-        A field at its default is left out: it was added later, and older keys stay valid.
+        A field at its default is left out: it was added later, and older keys stay valid. A field that was renamed
+        states its old name as its `serialization_alias`: keys have that one.
         """
-        return self.model_dump(mode="json", exclude_defaults=True)
+        return self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
 
     def field_names(self) -> set[str]:
         """Return the names of the fields."""

@@ -75,8 +75,12 @@ COMMAND = Command(
         ),
         click.Option(["--limit"], type=int, metavar="N", help="Take only the first N documents of each task."),
         click.Option(
-            ["--excerpt"], type=int, metavar="N", help="Measure bits per byte on the first N characters of a document."
+            ["--max-chars"],
+            type=int,
+            metavar="N",
+            help="Measure bits per byte on the first N characters of a document.",
         ),
+        click.Option(["--excerpt"], type=int, hidden=True),  # the name before 0.2, in this release only
         click.Option(
             ["--trained-length"],
             type=int,
@@ -157,6 +161,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
     given = parse_command_line(COMMAND, arguments, program)
     if isinstance(given, int):
         return given
+    if given.excerpt is not None:
+        print("--excerpt: the name is now --max-chars. The old one is accepted in this release only.", file=sys.stderr)
+        given.max_chars = given.excerpt if given.max_chars is None else given.max_chars
     silence()
     try:
         with user_errors():
@@ -171,7 +178,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m eval"
                 given.text,
                 split=given.split,
                 limit=given.limit,
-                excerpt=given.excerpt,
+                max_chars=given.max_chars,
                 include_path=given.include_path,
                 names=given.tasks,
                 language=given.language,

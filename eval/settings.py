@@ -19,7 +19,8 @@ class ItemSettings(Settings):
     """How much is scored."""
 
     limit: Positive | None  # items of a task; None: all
-    excerpt: Positive | None  # characters of a held-out document; None: all
+    # characters of a held-out document; None: all. Keys of stages have its old name.
+    max_chars: Positive | None = Field(serialization_alias="excerpt")
 
 
 class TaskSettings(ItemSettings):

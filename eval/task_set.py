@@ -77,7 +77,7 @@ def prepare(
     *,
     split: str = "test",
     limit: int | None = None,
-    excerpt: int | None = None,
+    max_chars: int | None = None,
     include_path: Path | None = None,
     names: Sequence[str] = (),
     language: str = UNDETERMINED,
@@ -86,7 +86,7 @@ def prepare(
     """Read and build every task once.
 
     items: folder of `<family>_<language>.<split>.jsonl`; each is a multiple-choice task, named by the file.
-    text: folder of `<language>.<split>.jsonl`; each is a task `bits_per_byte_<language>`, on the first `excerpt`
+    text: folder of `<language>.<split>.jsonl`; each is a task `bits_per_byte_<language>`, on the first `max_chars`
     characters of each document (None: on all of it).
     include_path: folder of a user's lm-eval YAMLs, with data paths absolute or relative to this folder.
     names: names of those (empty: all), and of tasks that lm-eval ships.
@@ -96,7 +96,7 @@ def prepare(
     """
     if split not in SPLITS:
         raise BadInput(f"split: {split!r} must be one of {', '.join(SPLITS)}")
-    for option, number in (("limit", limit), ("excerpt", excerpt)):
+    for option, number in (("limit", limit), ("max_chars", max_chars)):
         if number is not None and number < 1:
             raise BadInput(f"{option}: {number} must be 1 or more")
     entries: dict[str, ScoredTask] = {}
@@ -108,7 +108,7 @@ def prepare(
     if text is not None:
         for text_language, path in find_files(text, split, "text").items():
             name, documents = f"bits_per_byte_{text_language}", read_documents(path)
-            entries[name] = text_task(name, text_language, [truncate(document, excerpt) for document in documents])
+            entries[name] = text_task(name, text_language, [truncate(document, max_chars) for document in documents])
     if include_path is not None or names:
         for name, task in load_tasks(include_path, names, fewshot).items():
             if name in entries:
@@ -174,15 +174,15 @@ def text_task(name: str, language: str, rows: list[Row]) -> ScoredTask:
     return ScoredTask(task, task.config.metadata["family"], language, "bits_per_byte")
 
 
-def truncate(document: Row, excerpt: int | None) -> Row:
-    """Cut a document to its first `excerpt` characters, at the end of a word.
+def truncate(document: Row, max_chars: int | None) -> Row:
+    """Cut a document to its first `max_chars` characters, at the end of a word.
 
     Many short beginnings measure more than a few whole documents.
     """
     text = document["text"]
-    if excerpt is None or len(text) <= excerpt:
+    if max_chars is None or len(text) <= max_chars:
         return document
-    return {**document, "text": text[: excerpt + 1].rpartition(" ")[0] or text[:excerpt]}
+    return {**document, "text": text[: max_chars + 1].rpartition(" ")[0] or text[:max_chars]}
 
 
 def external_task(name: str, task: Any, language: str, limit: int | None) -> ScoredTask:

@@ -95,8 +95,8 @@ def recipes_of(stages: list[Stage], results: Path, root: Path) -> list[Recipe]:
         name, plus, adapter = text.partition("+")
         return f"{results / name}{plus}{adapter}" if name in needs else text
 
-    found = [rename_folders(stage.data, partial(place, stage.needs), MODEL_KEYS) for stage in stages]
-    return [Recipe.from_document(data, stage.where, root) for data, stage in zip(found, stages, strict=True)]
+    documents = [rename_folders(stage.data, partial(place, stage.needs), MODEL_KEYS) for stage in stages]
+    return [Recipe.from_document(data, stage.where, root) for data, stage in zip(documents, stages, strict=True)]
 
 
 def to_yaml(stages: list[Stage], recipes: list[Recipe], results: Path) -> str:
@@ -142,9 +142,9 @@ def write_stages(
     stages = read_stages(Path(path))
     if stages is None:
         raise BadInput(f"{path}: expected several YAML documents or a list of merges, got one merge.")
-    place = OutFolder(out_dir)
-    place.clear()
-    intermediate = place.intermediate()
+    out_folder = OutFolder(out_dir)
+    out_folder.clear()
+    intermediate = out_folder.intermediate()
     recipes = recipes_of(stages, intermediate.staging, Path(path).parent)
     for stage, recipe in zip(stages, recipes, strict=True):
         if stage.needs:

@@ -75,15 +75,15 @@ def _entries(listed: Any, at: str, keys: tuple[str, ...]) -> list[tuple[Referenc
         raise BadInput(f"{at}: expected a list of models.")
     entries: list[tuple[Reference, dict[str, Any]]] = []
     for i, entry in enumerate(listed):
-        place = f"{at}[{i}]"
+        where = f"{at}[{i}]"
         if not isinstance(entry, Mapping) or entry.get("model") is None or set(entry) - set(keys):
-            raise BadInput(f"{place}: expected a mapping with the keys {', '.join(keys)}.")
-        model = reference(entry["model"], f"{place}.model")
+            raise BadInput(f"{where}: expected a mapping with the keys {', '.join(keys)}.")
+        model = reference(entry["model"], f"{where}.model")
         if model in dict(entries):
             raise BadInput(f"{at}: {model} is listed twice. Give it once, with the sum of its weights.")
-        own = mapping(entry.get("parameters"), f"{place}.parameters")
+        own = mapping(entry.get("parameters"), f"{where}.parameters")
         if "layer_range" in keys:
-            own["layer_range"] = _layers(entry.get("layer_range"), f"{place}.layer_range")
+            own["layer_range"] = _layers(entry.get("layer_range"), f"{where}.layer_range")
         entries.append((model, own))
     return entries
 

@@ -357,16 +357,16 @@ class Slice(Recipe):
     @property
     def ranges(self) -> list[tuple[str, tuple[int, int]]]:
         """Return the layers of every model, then of the base, by name."""
-        found = [(model.name, model.layers or self.layers or (0, -1)) for model in self.models]
-        return found + ([("base", self.layers or (0, -1))] if self.base is not None else [])
+        ranges = [(model.name, model.layers or self.layers or (0, -1)) for model in self.models]
+        return ranges + ([("base", self.layers or (0, -1))] if self.base is not None else [])
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
         """Check that all models of a slice give the same number of layers."""
         for name, (first, last) in self.ranges:
             if last < first:
-                place = "layers" if name == "base" else f"models.{name}.layers"
-                raise BadInput(f"{place}: missing. Give the layers that this slice takes, such as 0-3.")
+                key = "layers" if name == "base" else f"models.{name}.layers"
+                raise BadInput(f"{key}: missing. Give the layers that this slice takes, such as 0-3.")
             if last - first + 1 != self.count:
                 raise BadInput(
                     f"all models of a slice must give the same number of layers, got {first}-{last} of {name} "

@@ -101,15 +101,15 @@ class Counting:
         """Return the k-th largest value for every k ≥ 1 in `ranks`, exact. Raises NotFinite."""
         if self.counts[INFINITE[self.dtype] :].any():
             raise NotFinite
-        found, numel = {}, int(self.counts.sum())
+        thresholds, numel = {}, int(self.counts.sum())
         for k in ranks:
             if k < numel:
                 pattern, above = bin_of(self.counts, k)
-                found[k] = threshold(pattern, k, k - above, int(self.counts[pattern]), self.dtype)
+                thresholds[k] = threshold(pattern, k, k - above, int(self.counts[pattern]), self.dtype)
             else:
-                found[k] = KEEP_ALL
+                thresholds[k] = KEEP_ALL
         values = torch.arange(INFINITE[self.dtype], dtype=torch.int16).view(self.dtype).double().numpy()
-        return Ranking(found, float((self.counts[: len(values)] * values**2).sum()), numel - int(self.counts[0]))
+        return Ranking(thresholds, float((self.counts[: len(values)] * values**2).sum()), numel - int(self.counts[0]))
 
 
 class DigitCounting:
@@ -144,13 +144,13 @@ class DigitCounting:
 
     def ranking(self, ranks: Iterable[int]) -> Ranking:
         """Return the k-th largest value for every k ≥ 1 in `ranks`, exact."""
-        found = dict.fromkeys(ranks, KEEP_ALL)
+        thresholds = dict.fromkeys(ranks, KEEP_ALL)
         for k, (prefix, above) in self.places.items():
             counts = self.lower[self.rows[prefix]]
             digit, more = bin_of(counts, k - above)
-            found[k] = threshold(prefix * BINS + digit, k, k - above - more, int(counts[digit]), torch.float32)
+            thresholds[k] = threshold(prefix * BINS + digit, k, k - above - more, int(counts[digit]), torch.float32)
         zeros, energy = self.call.sums.tolist()
-        return Ranking(found, energy, int(self.upper.sum()) - int(zeros))
+        return Ranking(thresholds, energy, int(self.upper.sum()) - int(zeros))
 
 
 def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ranking:
@@ -164,8 +164,8 @@ def rank(pieces: Pieces, ranks: Iterable[int], numel: int, resident: int) -> Ran
     wanted = [k for k in wanted if k < numel]
     size = next(iter(pieces())).itemsize
     fits = numel * size <= resident * 4
-    found = _by_partition(pieces, wanted, numel, size) if fits else _by_histogram(pieces, wanted, size)
-    return found._replace(thresholds=everything | found.thresholds)
+    ranking = _by_partition(pieces, wanted, numel, size) if fits else _by_histogram(pieces, wanted, size)
+    return ranking._replace(thresholds=everything | ranking.thresholds)
 
 
 def _by_partition(pieces: Pieces, ranks: list[int], numel: int, size: int) -> Ranking:
@@ -178,14 +178,14 @@ def _by_partition(pieces: Pieces, ranks: list[int], numel: int, size: int) -> Ra
         energy += _energy(bits)
     if whole.max() >= INFINITE[dtype]:
         raise NotFinite
-    found, rest, nonzero = {}, whole, int(numpy.count_nonzero(whole))
+    thresholds, rest, nonzero = {}, whole, int(numpy.count_nonzero(whole))
     for k in ranks:  # from the largest to the smallest: each lies among the elements that the one before kept
         rest.partition(len(rest) - k)  # in place
         rest = rest[len(rest) - k :]
         pattern = int(rest[0])
         ties_kept, ties = (int(numpy.count_nonzero(part == pattern)) for part in (rest, whole))
-        found[k] = threshold(pattern, k, ties_kept, ties, dtype)
-    return Ranking(found, energy, nonzero)
+        thresholds[k] = threshold(pattern, k, ties_kept, ties, dtype)
+    return Ranking(thresholds, energy, nonzero)
 
 
 def _by_histogram(pieces: Pieces, ranks: list[int], size: int) -> Ranking:
@@ -211,8 +211,8 @@ def _by_histogram(pieces: Pieces, ranks: list[int], size: int) -> Ranking:
         for k, (prefix, above, _) in places.items():
             digit, more = bin_of(lower[prefix], k - above)
             places[k] = (prefix * BINS + digit, above + more, int(lower[prefix][digit]))
-    found = {k: threshold(pattern, k, k - above, ties, dtype) for k, (pattern, above, ties) in places.items()}
-    return Ranking(found, energy, nonzero)
+    thresholds = {k: threshold(pattern, k, k - above, ties, dtype) for k, (pattern, above, ties) in places.items()}
+    return Ranking(thresholds, energy, nonzero)
 
 
 def _energy(bits: Array) -> float:
@@ -320,7 +320,7 @@ class DeviceCounting:
             counting = Counting(self.dtype)
             counting.counts += self.upper[: BINS // 2]
             return counting.ranking(self.ranks)
-        found = dict.fromkeys(self.ranks, KEEP_ALL)
+        thresholds = dict.fromkeys(self.ranks, KEEP_ALL)
         for k, (pattern, above, ties) in self.places.items():
-            found[k] = threshold(pattern, k, k - above, ties, self.dtype)
-        return Ranking(found, float(self.energy), int(self.nonzero))
+            thresholds[k] = threshold(pattern, k, k - above, ties, self.dtype)
+        return Ranking(thresholds, float(self.energy), int(self.nonzero))

@@ -50,8 +50,17 @@ BASELINES: dict[str, Baseline] = {
 
 
 PAIR = ("ct", "sft")  # checkpoints of a merge, by default
+VARIANT = "@"  # between `ct` and the name of a variant
+MODEL = "model"  # the role of what task vectors are taken from
+NOT_MERGED = (MODEL, "items", "corpus", "merge", "tune")  # roles of other parents of a merge and of what scores one
+
+
+def merged_roles(roles: Iterable[str]) -> list[str]:
+    """Return the roles of the checkpoints that are merged, among the parents of a merge or of what scores one."""
+    return [role for role in roles if role.partition("-")[0] not in NOT_MERGED]  # several parents tune: tune-0, ...
 
 
 def depends_on_ct_budget(names: Iterable[str]) -> bool:
     """Return whether a CT budget changes one of these checkpoints, and so what is made of them."""
-    return any(BASELINES[name].ct_budgets for name in names)
+    found = (BASELINES.get(name.partition(VARIANT)[0]) for name in names)  # None: a checkpoint from outside
+    return any(baseline.ct_budgets for baseline in found if baseline)

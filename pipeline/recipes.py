@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge import Recipe
 from merge.methods import METHODS, MODEL_DEFAULTS
-from pipeline.baselines import BASELINES
+from pipeline.baselines import MODEL, merged_roles
 
 if TYPE_CHECKING:
     from pipeline.execute import Job
@@ -73,12 +73,12 @@ def recipe_of(job: Job[Any, Any], settings: Mapping[str, Any], seed: int) -> Rec
     """The merge of a job's checkpoints by these settings (one of a method's tries)."""
 
     parents = job.stage.parents
-    base, names = job.checkpoint("model").absolute(), [name for name in parents if name in BASELINES]
+    base, names = job.checkpoint(MODEL).absolute(), merged_roles(parents)
     recipe = complete(settings, base, {name: job.checkpoint(name).absolute() for name in names}, seed)
     for name in names:
         adapter = job.folders[name].absolute() / "adapter"
         started_from = parents[name].parents.get("model")
-        on_base = started_from is None or started_from.key == parents["model"].key
+        on_base = started_from is None or started_from.key == parents[MODEL].key
         if adapter.is_dir() and on_base:  # LoRA: a few megabytes are read beside the base, not a second model
             recipe["models"][name] |= {"path": str(base), "adapter": str(adapter)}
     return Recipe.from_dict(recipe, where=str(job.stage))

@@ -28,7 +28,7 @@ from common.units import parse_bytes, parse_tokens
 from pipeline.cli import COMMANDS, choices, command_of
 from pipeline.config import Config
 from pipeline.config.cell import iso_date
-from pipeline.config.scoring import known_arm, known_role
+from pipeline.config.scoring import known_arm, role_of
 from pipeline.run.cluster.site import Site, hours
 
 # --- lines of Markdown: at most 100 characters, and no markup in plain text
@@ -122,7 +122,7 @@ BY_VALIDATOR = {
     iso_date: "date",
     hours: "hours, or HH:MM:SS",
     known_arm: "a checkpoint",
-    known_role: "a checkpoint",
+    role_of: "a checkpoint",
 }
 BOUNDS = ((Gt, "gt", "above"), (Ge, "ge", "at least"), (Lt, "lt", "below"), (Le, "le", "at most"))
 

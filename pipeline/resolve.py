@@ -28,7 +28,7 @@ def resolved(config: Config) -> Config:
         needed = needs_lora(config)
         train = Adaptation(lora=config.train.lora if needed else None, lora_above=None)
         config = config.model_copy(update={"train": train})
-    return config
+    return config.with_variants({name: resolved(variant) for name, variant in config.variant_configs.items()})
 
 
 def expected_tokens(config: Config) -> int:
@@ -41,7 +41,7 @@ def expected_tokens(config: Config) -> int:
     size, known = data.text_bytes(config), data.bytes_a_token(config)
     if size is None:
         raise BadInput("ct.tokens=null: the size of this text is not known. Set corpus.text_bytes or ct.tokens.")
-    tokens = size * config.ct.epochs / (known or BYTES_A_TOKEN["own"]) / config.ct.language_share
+    tokens = size * config.ct.epochs / (known or BYTES_A_TOKEN["own"]) / config.ct.language_fraction
     return max(1, int(tokens) // config.ct.batch_tokens) * config.ct.batch_tokens
 
 

@@ -134,7 +134,11 @@ def plan_for_checks(configs: Sequence[Config]) -> tuple[RunPlan, list[str]]:
 
 def without_stages(config: Config) -> Cell:
     """Return the cell of a config whose stages are not known."""
-    return Cell(config=config, stages=())
+    return Cell(
+        config=config,
+        stages=(),
+        variants={name: without_stages(variant) for name, variant in config.variant_configs.items()},
+    )
 
 
 def plan(sweep: Sweep, network: bool = True) -> RunPlan:

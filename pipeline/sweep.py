@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.errors import BadInput, suggestion
 from common.project import CONF
 from common.units import format_tokens
-from pipeline import old_names
+from pipeline import old_names, variants
 from pipeline.config import Config, validate
 from pipeline.resolve import resolved
 from pipeline.stages import STAGE_TYPES
@@ -57,21 +57,21 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
             root = compose("config", common, return_hydra_config=True)
             cells = _product(root, given) if multirun else [_single(given)]
             found_in = [line for line in common if line.startswith(SEARCH_PATH)]
-            composed = list(zip(cells, _composed(cells, found_in), strict=True))
+            configs = _with_variants(cells, list(_composed(cells, found_in)), found_in)
         except BadInput:
             raise
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is not a name
             raise BadInput(_one_line(error)) from None
         launcher = str(root.hydra.runtime.choices["hydra/launcher"]) if multirun else IN_THIS_PROCESS
         at_once = int(root.hydra.launcher.get("n_jobs") or 1) if multirun else 1
-    kept = [(tuple(cell), config) for cell, config in composed if not _out_of_reach(config)]
-    configs = _with_cells_to_choose_on([resolved(config) for _, config in kept])
-    _check_budgets(configs)
-    if at_once < 1 or at_once > len(configs):  # joblib's -1: as many as there are cores
-        at_once = len(configs)
+    kept = [(tuple(cell), config) for cell, config in zip(cells, configs, strict=True) if not _out_of_reach(config)]
+    reached = _with_cells_to_choose_on([resolved(config) for _, config in kept])
+    _check_budgets(reached)
+    if at_once < 1 or at_once > len(reached):  # joblib's -1: as many as there are cores
+        at_once = len(reached)
     if ours is not None:
         launcher, at_once = ours, 1
-    return Sweep(configs, tuple(cell for cell, _ in kept), tuple(common), launcher, at_once, site, launcher_given)
+    return Sweep(reached, tuple(cell for cell, _ in kept), tuple(common), launcher, at_once, site, launcher_given)
 
 
 def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None, str | None]:
@@ -98,7 +98,9 @@ def _product(root: DictConfig, given: list[Override]) -> list[list[str]]:
     first.
     """
     params: Any = OmegaConf.to_container(root.hydra.sweeper.params) or {}
-    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    parsed = OverridesParser.create().parse_overrides(
+        old_names.overrides([f"{key}={value}" for key, value in params.items()])
+    )
     axes: dict[str, list[str]] = {}
     for override in (*parsed, *_not_hydra(given)):
         key = override.get_key_element()
@@ -140,9 +142,28 @@ def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[C
             value = plain[key][next(line for line in reversed(cell) if _key(line) == key)]  # the last one wins
             OmegaConf.update(shared[choices], key, value, merge=True)
         composed: Any = OmegaConf.to_container(shared[choices], resolve=True)
-        config = validate(composed)
+        config = validate(composed, given={_key(line).lstrip("+~") for line in cell})
         check_kinds(config.compute.stage_seconds)
         yield config
+
+
+def _with_variants(cells: Sequence[list[str]], configs: Sequence[Config], found_in: Sequence[str]) -> list[Config]:
+    """Return the configs of cells with those of their variants, which are composed as cells are."""
+    found: list[dict[str, Config]] = [{} for _ in configs]
+    for name, text in dict.fromkeys(item for config in configs for item in config.variants.items()):
+        numbers = [number for number, config in enumerate(configs) if config.variants.get(name) == text]
+        try:
+            lines = [variants.relative(cells[number], text) for number in numbers]
+            for override in OverridesParser.create().parse_overrides(variants.split(text)):
+                if override.is_sweep_override():
+                    raise BadInput(f"{override.input_line}: a variant has one value of each setting. Give one.")
+            for number, variant in zip(numbers, _composed(lines, found_in), strict=True):
+                variants.check(configs[number], variant)
+                found[number][name] = variant
+        except (BadInput, HydraException, OmegaConfBaseException, ValueError) as error:
+            line = str(error) if isinstance(error, BadInput) else _one_line(error)
+            raise BadInput(f"variants.{name}: {line}") from None
+    return [config.with_variants(of_cell) for config, of_cell in zip(configs, found, strict=True)]
 
 
 def check_kinds(stage_seconds: Iterable[str]) -> None:
@@ -180,11 +201,11 @@ def _key(line: str) -> str:
 
 
 def _out_of_reach(config: Config) -> bool:
-    """Return whether a cell is left out, as its language has not text enough for the budget that CT would be trained
-    on.
+    """Return whether a cell is left out, as its language, or one of a variant, has not text enough for the budget that
+    CT would be trained on.
     """
-    most = config.language.max_tokens if config.ct.source is None else None
-    return most is not None and config.ct.tokens > most
+    trained = [each for each in (config, *config.variant_configs.values()) if each.ct.source is None]
+    return any(config.ct.tokens > (each.language.max_tokens or config.ct.tokens) for each in trained)
 
 
 def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
@@ -196,7 +217,9 @@ def _with_cells_to_choose_on(configs: Sequence[Config]) -> tuple[Config, ...]:
     """
     resolved = []
     for config in configs:
-        choice, most = config.merge.choice, config.language.max_tokens
+        choice = config.merge.choice
+        limits = [each.language.max_tokens for each in (config, *config.variant_configs.values())]
+        most = min((limit for limit in limits if limit is not None), default=None)
         of_report = [other for other in configs if other.report == config.report]
         budgets, seeds = choice.budgets, choice.seeds
         if budgets == "all":
@@ -262,6 +285,12 @@ def _one_line(error: Exception) -> str:
         if key in _known_keys():
             return f"{key}: no such key. Add keys one by one, as +{key}.name=value."
         return f"{key}: unknown key. {suggestion(key, _siblings(key))}" if "." in key else _unknown_group(key)
+    missing = re.search(r"Interpolation key '([^']+)' not found", text)
+    if missing and (new := old_names.KEYS.get(missing[1])):
+        return f"{missing[1]}: the name is now {new}. Write ${{{new}}}."
+    if merging := re.match(r"Error merging override \+*(\S+?=(.).*)", text):
+        form = "a list, such as [a,b]" if merging[2] == "{" else "a mapping, such as {a: 1}"
+        return f"{merging[1]}: must be {form}."
     if foreign := re.search(r"^In '([^']+)'.*full_key: (hydra\.launcher\.\S+)", text, re.DOTALL):
         return (
             f"launcher: {foreign[1]} sets {foreign[2]}, which this launcher does not have. "

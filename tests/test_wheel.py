@@ -108,7 +108,7 @@ def test_it_plans_and_runs_with_configuration_of_ones_own(environment: Path, tmp
         "name: smallest\n"
         f"ct: {{tokens: 2048, source: {ROOT}/models/tiny-base}}\n"
         "sft: {items: 10, tokens: 2048, batch_tokens: 1024}\n"
-        "eval: {items: 4, limit: 2, families: [next], excerpt: 40}\n"
+        "eval: {items: 4, limit: 2, families: [next], max_chars: 40}\n"
     )
     done = run(environment, tmp_path, "slackmerge", "run", "--config-dir", "own", "experiment=smallest")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -46,9 +46,9 @@ def prepare(corpus_dir: Path, settings: BaseModelSettings, out: Path) -> None:
     tokenizer.save_pretrained(out / "model")
     save_untrained(tokenizer, settings, out / "model")
     sources: list[tuple[float, Iterator[str]]] = [
-        (1 - settings.aligned_share - settings.repeated_share, packing.shuffled(english, f"{seed}:english")),
-        (settings.aligned_share, _for_ever(lambda rng: aligned_documents(corpus_dir, settings, rng), seed)),
-        (settings.repeated_share, _for_ever(lambda rng: repeated_documents(english, rng), seed)),
+        (1 - settings.aligned_fraction - settings.repeated_fraction, packing.shuffled(english, f"{seed}:english")),
+        (settings.aligned_fraction, _for_ever(lambda rng: aligned_documents(corpus_dir, settings, rng), seed)),
+        (settings.repeated_fraction, _for_ever(lambda rng: repeated_documents(english, rng), seed)),
     ]
     described = TokenizerFile.of(tokenizer)
     encode = described.load().verified(english[:VERIFIED])
@@ -112,10 +112,10 @@ def aligned_documents(corpus_dir: Path, settings: BaseModelSettings, rng: random
     """
     aligned = corpus_dir / "verses.jsonl"
     if not aligned.exists():
-        share = settings.aligned_share
+        share = settings.aligned_fraction
         raise BadInput(
-            f"model.recipe.aligned_share={share}: this corpus has no aligned verses. "
-            "Set model.recipe.aligned_share=0, or corpus=bible."
+            f"model.recipe.aligned_fraction={share}: this corpus has no aligned verses. "
+            "Set model.recipe.aligned_fraction=0, or corpus=bible."
         )
     chapters: dict[str, list[dict[str, str]]] = {}
     for verse in read_jsonl(aligned):

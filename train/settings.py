@@ -1,7 +1,8 @@
 """The settings of this package, declared once: the config's sections, the keys of stages and the code share them.
 
 Every field of a `…Settings` class is part of the key of its stage (pipeline/stages/). Paths, workers and devices change
-no result: these are in `…Options` and `Compute`. Imports no torch and no numpy.
+no result: these are in `…Options` and `Compute`. A serialization alias is the name of a field before 0.2, which keys
+keep. Imports no torch and no numpy.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class ChatSettings(Settings):
 class CtData(Settings):
     """What continual training reads."""
 
-    english_share: Fraction  # of the blocks
+    english_fraction: Fraction = Field(serialization_alias="english_share")  # of the blocks
     epochs: Annotated[int, Field(ge=1, le=8)] = 1  # passes over the language's text, each in its own order
     document_end: Annotated[str, Field(min_length=1)] | None = None  # token that ends a document; None: eos
 
@@ -197,7 +198,7 @@ class SftBlocksSettings(Settings):
 
     tokens: int  # tokens to pack, padding among them
     block_size: int
-    replay_share: Fraction  # of the blocks that are running text
+    replay_fraction: Fraction = Field(serialization_alias="replay_share")  # of the blocks that are running text
     seed: int  # of the order of examples
     language: str = "en"  # of the running text
     chat: ChatSettings | None = None  # how conversations become text; None: prompts and answers as they are
@@ -305,9 +306,10 @@ class BaseShape(Settings):
     heads: Positive  # of attention, a layer
     feed_forward: Positive  # width of the feed-forward layers
     context: Positive  # most tokens of a sequence
-    aligned_share: Fraction  # of the blocks that are aligned verses
+    aligned_fraction: Fraction = Field(serialization_alias="aligned_share")  # of the blocks that are aligned verses
     aligned_chapters: Fraction  # of the training chapters whose aligned verses are used
-    repeated_share: Fraction  # of the blocks that are passages followed by themselves
+    # of the blocks that are passages followed by themselves
+    repeated_fraction: Fraction = Field(serialization_alias="repeated_share")
     withheld_chapters: Fraction  # of the training chapters that it never reads, for a cipher's text
     seed: Seed
 

@@ -158,8 +158,8 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
 
 def _modules(lora: Checkpoint) -> dict[str, str]:
     """Return the modules of an adapter's factors, by the names of its tensors."""
-    found = {name: _FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in lora.tensors}
-    return {name: match["module"] for name, match in found.items() if match}
+    matches = {name: _FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in lora.tensors}
+    return {name: match["module"] for name, match in matches.items() if match}
 
 
 def _has_modules(base: Checkpoint, lora: Checkpoint) -> bool:
@@ -239,7 +239,7 @@ class _Adapter:
             raise BadInput(
                 f"{self.file}: contains both full weights and LoRA factors for {both[0]}. Remove one of them."
             )
-        found = {}
+        changes = {}
         for name in self._names():
             source = self.base.source_of(name)
             whole = self.own.get(name) or self.replaced.get(name)
@@ -247,8 +247,8 @@ class _Adapter:
                 raise self._of_another_base(name)
             if whole is not None:
                 self._check_whole(whole, source)
-            found[name] = Change(source, whole, factors.get(name))
-        return found
+            changes[name] = Change(source, whole, factors.get(name))
+        return changes
 
     def _untie(self) -> None:
         """Untie head and embedding if the adapter changes one of them: in a run, the other stays unchanged.

@@ -102,8 +102,8 @@ class Checkpoint:
     def embedding(self) -> str | None:
         """Return the input embedding: the only one, or the one that encoder and decoder share; None if unknown."""
         names = list(filter(is_embedding, self.tensors))
-        found = [name for name in names if name.endswith("shared.weight")] or names
-        return found[0] if len(found) == 1 else None
+        candidates = [name for name in names if name.endswith("shared.weight")] or names
+        return candidates[0] if len(candidates) == 1 else None
 
     @property
     def only_head(self) -> str | None:

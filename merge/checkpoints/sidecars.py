@@ -45,14 +45,14 @@ def code_of(folder: Path, configs: Iterable[str] = ("config.json",)) -> list[Pat
 
     Raises BadInput as `sidecars` does.
     """
-    found: dict[Path, None] = {}
+    modules: dict[Path, None] = {}
     wanted = [folder / f"{module}.py" for name in configs for module in _modules(folder / name)]
     while wanted:
         file = wanted.pop()
-        if file not in found and file.is_file():
-            found[file] = None
+        if file not in modules and file.is_file():
+            modules[file] = None
             wanted += _imported(file)
-    return within(folder, found)
+    return within(folder, modules)
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
@@ -75,8 +75,8 @@ def _imported(file: Path) -> Iterator[Path]:
         module = match["module"] or match["own"]
         names = [module] if module else re.findall(r"\w+", match["names"])
         for name in names:
-            place = name.replace(".", "/")
-            yield from (file.parent / f"{place}.py", file.parent / place / "__init__.py")
+            path = name.replace(".", "/")
+            yield from (file.parent / f"{path}.py", file.parent / path / "__init__.py")
 
 
 def within(folder: Path, files: Iterable[Path]) -> list[Path]:

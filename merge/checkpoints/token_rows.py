@@ -54,11 +54,11 @@ def align(models: list[Checkpoint], joined: bool, origin: int, base: int | None)
     base: the model that fills in rows that others lack. Models with one vocabulary and tables of one size stay as they
     are. Raises BadInput.
     """
-    found = [read_vocabulary(model.folder) for model in models]
-    own = found[origin]
+    known = [read_vocabulary(model.folder) for model in models]
+    own = known[origin]
     if own is None:
         raise BadInput(f"{models[origin].folder}: {NO_TOKENIZER}")
-    vocabularies = [vocabulary or own for vocabulary in found]
+    vocabularies = [vocabulary or own for vocabulary in known]
     tables = _token_tables(models)
     sizes = {name: _row_counts(models, name) for name in tables}
     is_same = all(own.difference(other) is None for other in vocabularies)

@@ -250,8 +250,8 @@ def put_union(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
 def chosen_template(wish: str, folders: Iterable[Path]) -> str | None:
     """Return the template that a recipe's `chat_template` selects; for auto, the commonest of the folders, if any."""
     if wish == "auto":
-        found = [template.strip() for folder in folders if (template := read_template(folder))]
-        return Counter(found).most_common(1)[0][0] if found else None
+        templates = [template.strip() for folder in folders if (template := read_template(folder))]
+        return Counter(templates).most_common(1)[0][0] if templates else None
     return CHATML if wish == "chatml" else wish
 
 
@@ -263,11 +263,11 @@ def read_template(folder: Path) -> str | None:
         except UnicodeDecodeError:
             raise BadInput(f"{folder / TEMPLATE}: not UTF-8. Convert it, for example with iconv.") from None
     files = [folder / name for name in (OLDER_TEMPLATE, CONFIG) if (folder / name).is_file()]
-    found = next((text for file in files if (text := read_json(file).get("chat_template"))), None)
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) and found else None
+    template = next((text for file in files if (text := read_json(file).get("chat_template"))), None)
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) and template else None
 
 
 def put_template(folder: Path, template: str) -> None:
@@ -302,10 +302,10 @@ def template_tokens(folder: Path) -> tuple[str, ...]:
         raise BadInput(f"{file}: missing, but special_rows needs the names of its special tokens. Add it.")
     added = [str(token["content"]) for token in read_json(file).get("added_tokens") or ()]
     written = f"{text}\n{_conversations(folder, text, file.stat().st_mtime_ns)}"
-    found = tuple(token for token in added if token.strip() and token in written)
-    if not found:
+    tokens = tuple(token for token in added if token.strip() and token in written)
+    if not tokens:
         raise BadInput(f"{folder}: its chat template writes none of its special tokens. Leave special_rows out.")
-    return found
+    return tokens
 
 
 @cache

@@ -152,14 +152,14 @@ def fixed_norms(
     and where nothing is merged. Returns the factors, and what it had to survey.
     """
     asking = [i for i, recipe in enumerate(plan.recipes) if recipe.norm is not None]
-    found: dict[str, Selection] = {}
+    selections: dict[str, Selection] = {}
     energies: dict[str, list[tuple[float, float]]] = {}  # by tensor and asking recipe: of λ·τ_m, of the reference
 
     def measure(output: Output) -> None:
         job = Job(plan, output, torch.device(workers.device), workers.resident, loops=loops)
         tensors = [TensorRecipe.of(recipe, plan, output) for recipe in plan.recipes]
-        found[output.name] = surveyed[output.name] if surveyed is not None else select(job, tensors, observers)
-        job.selection = found[output.name]
+        selections[output.name] = surveyed[output.name] if surveyed is not None else select(job, tensors, observers)
+        job.selection = selections[output.name]
         sums = [(0.0, 0.0)] * len(asking)
         if output.floating and output.numel:
             needed = [tensor for i in asking if isinstance(tensor := tensors[i], TaskVectorMerge)]
@@ -173,12 +173,12 @@ def fixed_norms(
     with torch.no_grad():
         workers.each(plan, measure)
     factors = [1.0] * len(plan.recipes)
-    for place, i in enumerate(asking):
+    for row, i in enumerate(asking):
         merged, reference = (
-            math.sqrt(math.fsum(energies[output.name][place][side] for output in plan.outputs)) for side in (0, 1)
+            math.sqrt(math.fsum(energies[output.name][row][side] for output in plan.outputs)) for side in (0, 1)
         )
         factors[i] = (plan.recipes[i].norm or 1.0) * reference / merged if merged else 1.0
-    return factors, found
+    return factors, selections
 
 
 def _merge_tensor(

@@ -199,10 +199,10 @@ class _Finder:
         self.folders: dict[str, str] = {}
         self.given: dict[str, str] = {}
         for text in given:
-            name, equals, place = text.partition("=")
-            if not (name and equals and place):
+            name, equals, folder = text.partition("=")
+            if not (name and equals and folder):
                 raise BadInput(f"--model {text}: expected NAME=FOLDER, with the model's name on the card.")
-            self.given[name] = place
+            self.given[name] = folder
 
     def find(self, name: str) -> str:
         """Return the folder of a model, or a model of the Hub. Raises BadInput for a local one that is not found."""
@@ -241,7 +241,7 @@ def differences(plan: Plan, names: Mapping[str, str]) -> list[str]:
     key = plan.leader
     lead = dict(_flat(plan.parents[key].config))
     sliced = bool(plan.recipes[0].slices)
-    found: dict[str, dict[str, list[str]]] = {}
+    values_of: dict[str, dict[str, list[str]]] = {}
     for parent, checkpoint in plan.parents.items():
         own = dict(_flat(checkpoint.config))
         for setting in dict.fromkeys((*lead, *own)):
@@ -250,13 +250,13 @@ def differences(plan: Plan, names: Mapping[str, str]) -> list[str]:
                 continue
             mine, other = (values.get(setting, _DEFAULTS.get(last, _ABSENT)) for values in (lead, own))
             if mine is not _ABSENT and other is not _ABSENT and mine != other:
-                holders = found.setdefault(setting, {}).setdefault(_shown(other), [])
+                holders = values_of.setdefault(setting, {}).setdefault(_shown(other), [])
                 holders.append(names[str(parent[0])])
     lines = [
         f"{setting}: {_shown(lead.get(setting, _DEFAULTS.get(setting.rpartition('.')[2])))} in the result, as in "
         f"{names[str(key[0])]}; "
         + "; ".join(f"{value} in {', '.join(dict.fromkeys(holders))}" for value, holders in values.items())
-        for setting, values in found.items()
+        for setting, values in values_of.items()
     ]
     if plan.left_out:
         counted = f"{len(plan.left_out)} tensors ({plan.left_out[0]}, ...)" if plan.left_out[1:] else plan.left_out[0]
@@ -283,10 +283,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _rope(value: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     rest = {("rope_type" if key == "type" else key): each for key, each in value.items()}
-    found = [(key, rest.pop(key)) for key in ("rope_theta", "partial_rotary_factor") if key in rest]
+    apart = [(key, rest.pop(key)) for key in ("rope_theta", "partial_rotary_factor") if key in rest]
     if rest.get("rope_type") == "default":
         del rest["rope_type"]
-    return [*found, ("rope_scaling", rest or None)]
+    return [*apart, ("rope_scaling", rest or None)]
 
 
 def _shown(value: Any) -> str:

@@ -49,19 +49,19 @@ class Shared:
     left_out: tuple[str, ...]
     adapter_of: str | None = None
 
-    def bytes_of(self, place: str) -> int:
+    def bytes_of(self, name: str) -> int:
         """Return the size of a file as it will be on the Hub."""
-        found = self.files[place]
-        return len(found.encode()) if isinstance(found, str) else found.stat().st_size
+        content = self.files[name]
+        return len(content.encode()) if isinstance(content, str) else content.stat().st_size
 
     def put(self, staging: Path) -> None:
         """Lay the files out in an empty folder: links to those that are as they are here, and the changed ones."""
-        for place, found in self.files.items():
-            (staging / place).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(found, str):
-                (staging / place).write_text(found, encoding="utf-8")
+        for name, content in self.files.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str):
+                (staging / name).write_text(content, encoding="utf-8")
             else:
-                (staging / place).symlink_to(found.resolve())
+                (staging / name).symlink_to(content.resolve())
 
 
 def share(folder: Path, base: str | None = None, card: str | None = None) -> Shared:
@@ -74,9 +74,9 @@ def share(folder: Path, base: str | None = None, card: str | None = None) -> Sha
         adapter = _check(folder)
         if base is not None and not adapter:
             raise BadInput(f"--base: is for adapters, but {folder} is a model, got {base}. Leave it out.")
-        found = {file.relative_to(folder).as_posix(): file for file in within(folder, _listed(folder, adapter))}
-        files: dict[str, Path | str] = dict(sorted(found.items()))
-        files |= {name: text for name, file in found.items() if (text := _without_places(file)) is not None}
+        chosen = {file.relative_to(folder).as_posix(): file for file in within(folder, _listed(folder, adapter))}
+        files: dict[str, Path | str] = dict(sorted(chosen.items()))
+        files |= {name: text for name, file in chosen.items() if (text := _without_places(file)) is not None}
         adapter_of = None
         if adapter:
             adapter_of, files[ADAPTER] = _with_base(folder / ADAPTER, base)
@@ -125,20 +125,20 @@ def _with_base(file: Path, base: str | None) -> tuple[str, str]:
     """Return the id of an adapter's base, and the config with it. Raises BadInput if the base has only a local path."""
     config = read_json(file)
     named = config.get(BASE)
-    found = named if isinstance(named, str) else ""
+    model = named if isinstance(named, str) else ""
     revision = config.get("revision")
     if base is not None:
         if not (match := hub.NAME.fullmatch(base)):
             raise BadInput(f"--base: not a model of the Hub, got {base}. Pass OWNER/NAME.")
-        found, revision = match[1], match[2]
-    elif snapshot := _SNAPSHOT.search(found):
-        found, revision = f"{snapshot[1]}/{snapshot[2]}", snapshot[3]
-    elif not (match := hub.NAME.fullmatch(found)) or Path(found).is_dir():
+        model, revision = match[1], match[2]
+    elif snapshot := _SNAPSHOT.search(model):
+        model, revision = f"{snapshot[1]}/{snapshot[2]}", snapshot[3]
+    elif not (match := hub.NAME.fullmatch(model)) or Path(model).is_dir():
         raise BadInput(
-            f"{file}: {BASE} is no model of the Hub, got {found or 'nothing'}. "
+            f"{file}: {BASE} is no model of the Hub, got {model or 'nothing'}. "
             "Push the base first, then pass --base OWNER/NAME."
         )
-    return found, _json({**config, BASE: found, "revision": revision})
+    return model, _json({**config, BASE: model, "revision": revision})
 
 
 def _without_places(file: Path) -> str | None:
@@ -180,9 +180,9 @@ def rename_folders(data: Any, rename: Callable[[str], str], keys: Collection[str
 
 def folders_in(data: Any, keys: Collection[str] = FOLDERS) -> list[str]:
     """List the texts under `keys`, each once."""
-    found: dict[str, str] = {}
-    rename_folders(data, lambda text: found.setdefault(text, text), keys)
-    return list(found)
+    folders: dict[str, str] = {}
+    rename_folders(data, lambda text: folders.setdefault(text, text), keys)
+    return list(folders)
 
 
 def _check_card(file: Path, text: Path | str) -> None:

@@ -11,6 +11,7 @@ others find. Nothing is changed but the Hub's cache (a tokenizer) and the checks
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from common import hub as model_hub
@@ -26,6 +27,7 @@ from pipeline.check.finding import Finding, first_of_each_language, guarded
 from pipeline.check.models import (
     check_chat_templates,
     check_checkpoints,
+    check_further,
     check_pair,
     check_partners,
     check_questions,
@@ -47,7 +49,8 @@ def check_plan(plan: RunPlan, wanted: Sequence[Stage] | None = None) -> list[Fin
     wanted: the stages that will be computed; None: all that the store lacks.
     """
     findings: list[Finding] = []
-    if any(needs_hub(cell.config) for cell in plan.cells) and not model_hub.is_online():
+    configs = [each.config for cell in plan.cells for each in (cell, *cell.variants.values())]
+    if any(map(needs_hub, configs)) and not model_hub.is_online():
         findings.append(
             Finding(
                 False,
@@ -64,6 +67,7 @@ def check_plan(plan: RunPlan, wanted: Sequence[Stage] | None = None) -> list[Fin
             *([check_tasks] if scores else []),
             check_tokenizer,
             check_new_tokens,
+            check_further,
             check_partners,
             check_pair,
             check_conversations,
@@ -71,6 +75,10 @@ def check_plan(plan: RunPlan, wanted: Sequence[Stage] | None = None) -> list[Fin
             check_questions,
         ):
             findings += guarded(check, cell)
+        for name, variant in cell.variants.items():
+            for check in (check_checkpoints, check_corpora, check_control, check_tokenizer, check_new_tokens):
+                of_variant = [found for found in guarded(check, variant) if found not in findings]
+                findings += [replace(found, text=f"variants.{name}: {found.text}") for found in of_variant]
     findings += guarded(check_budgets, plan)
     findings += guarded(check_hypotheses, plan)
     findings += guarded(check_disk, plan, wanted)

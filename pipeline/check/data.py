@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,9 +69,6 @@ def check_corpora(cell: Cell) -> Iterator[Finding]:
         ):
             unreadable = guarded(check_readable, path, key)
             yield from unreadable or guarded(check_splits, corpus, path, key, language)
-    has_no_instructions = not (config.eval.families or config.sft.path or config.sft.hub)
-    if has_no_instructions and any(stage.kind == "sft_blocks" for stage in cell.stages):
-        yield Finding(True, "eval.families=[]: SFT has no instructions. Name a family, or set sft.path or sft.hub.")
     plain = config.sft.template == NONE  # else conversations; see check_conversations
     if config.sft.path and plain and config.sft.source is None and not is_done(cell, "items"):
         from train.data.instructions import own_instructions
@@ -235,8 +232,9 @@ def _extended_fertility(
     tokenizer = load_tokenizer(Path(folder), "model.path")
     extension = extend(tokenizer, texts, count)
     after = Tokenizer.from_str(json.dumps(extension.described))
-    measured = (fertility(each, sample) for each in (tokenizer, after))
-    return Extended(len(extension.tokens), extension.first, *measured, complete)
+    return Extended(
+        len(extension.tokens), extension.first, fertility(tokenizer, sample), fertility(after, sample), complete
+    )
 
 
 def bytes_a_token(config: Config) -> float | None:
@@ -286,16 +284,23 @@ def sample_documents(config: Config) -> Iterator[str]:
 
 
 def check_budgets(plan: RunPlan) -> Iterator[Finding]:
-    """Check that the text of each language fills its largest budget."""
-    configs = [cell.config for cell in plan.cells]
-    for config in (cell.config for cell in first_of_each_language(plan.cells)):
+    """Check that the text of each language, and of each variant, fills its largest budget."""
+    yield from _budgets_filled([cell.config for cell in plan.cells], plan.cells)
+    for name in dict.fromkeys(name for cell in plan.cells for name in cell.variants):
+        cells = [cell.variants[name] for cell in plan.cells if name in cell.variants]
+        for found in _budgets_filled([cell.config for cell in cells], cells):
+            yield replace(found, text=f"variants.{name}: {found.text}")
+
+
+def _budgets_filled(configs: Sequence[Config], cells: Sequence[Cell]) -> Iterator[Finding]:
+    for config in (cell.config for cell in first_of_each_language(cells)):
         if config.ct.source is not None or config.model.path is None:
             continue
         largest = max(other.ct.tokens for other in configs if other.language.code == config.language.code)
         size, known = text_bytes(config), bytes_a_token(config)
         if size is None or known is None:
             continue
-        reach = int(size * config.ct.epochs / known / config.ct.language_share)
+        reach = int(size * config.ct.epochs / known / config.ct.language_fraction)
         if reach < largest:
             yield Finding(
                 True,
@@ -323,12 +328,12 @@ def check_control(cell: Cell) -> Iterator[Finding]:
     A recipe that withholds other chapters than the cipher takes is rejected before (pipeline/config/cell.py).
     """
     config, model, recipe = cell.config, cell.config.model, cell.config.model.recipe
-    has_verses = isinstance(config.corpus, CipherCorpus) or config.corpus.source == "bible"
-    if model.path is None and recipe and recipe.aligned_share and not has_verses and not is_done(cell, "base"):
+    has_verses = config.corpus.source in ("bible", "cipher")
+    if model.path is None and recipe and recipe.aligned_fraction and not has_verses and not is_done(cell, "base"):
         yield Finding(
             True,
-            f"model.recipe.aligned_share={recipe.aligned_share:g}: the base is trained from a recipe on aligned verses,"
-            " and this corpus has none. Set model=tiny, another model.path, or model.recipe.aligned_share=0.",
+            f"model.recipe.aligned_fraction={recipe.aligned_fraction:g}: the base is trained from a recipe on aligned verses,"
+            " and this corpus has none. Set model=tiny, another model.path, or model.recipe.aligned_fraction=0.",
         )
     if isinstance(config.corpus, CipherCorpus) and not (recipe and recipe.withheld_chapters):
         known = "its recipe withholds no chapter" if recipe else "what it was trained on is not known"

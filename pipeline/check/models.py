@@ -23,7 +23,8 @@ from eval.task_checks import context_length
 from pipeline import architecture, inputs, recipes
 from pipeline.baselines import PAIR
 from pipeline.check.finding import Finding, guarded
-from pipeline.config import Config
+from pipeline.config import Config, Method
+from pipeline.cost.shape import base_shape, from_config_json
 from pipeline.inputs import given_checkpoints
 from pipeline.page_questions import KEY, read_questions
 from pipeline.stages.adapting import of_chat_model
@@ -87,7 +88,7 @@ def check_fit(folder: Path, key: str, path: str, cell: Cell) -> Iterator[Finding
     if not cell.stages or any(stage.kind == "sft" for stage in cell.stages):
         architecture.check_packing(folder, where)
     architecture.check_attention(folder, where, config.compute.attention)
-    if config.train.lora and key != "sft.source":  # which nothing is trained from
+    if config.train.lora and key in ("model.path", "ct.source"):  # nothing is trained from the others
         architecture.check_lora(folder, where, config.train.lora)
     if key == "model.path":  # blocks are made with its tokenizer
         architecture.check_end(folder, where)
@@ -134,20 +135,82 @@ def check_partners(cell: Cell) -> Iterator[Finding]:
     from merge import Recipe, check
 
     folders = {key: model_hub.local_folder(path) for key, path in given_checkpoints(config).items()}
-    base = folders.get("model.path")
+    base, chat = folders.get("model.path"), folders.get("sft.source")
     if base is None or not model_hub.is_complete(base) or not config.merge.methods:
         return
+
+    def folder_of(role: str) -> Path:
+        key = f"{FURTHER}{role}" if role in config.merge.checkpoints else f"{role}.source"
+        return (folders.get(key) or base).absolute()
+
     methods = list(config.merge.methods.values())
-    method = next((method for method in methods if method.of == PAIR), methods[0])
-    merged = {name: (folders.get(f"{name}.source", base) or base).absolute() for name in method.of}
-    chat = folders.get("sft.source")
-    start = chat if method.from_ == "sft" and chat else base
-    whole = of_chat_model(config, method) if chat else {}
-    whole.pop("special_rows", None)  # `check_pair` checks the template
-    stated = {**method.tries[0], **whole}
-    recipe = recipes.complete(stated, start.absolute(), merged, config.seed)
-    check(Recipe.from_dict(recipe, where="merge.methods"))
+    plain = [method for method in methods if not further_of(config, method)]
+    checked = [next((method for method in plain if method.of == PAIR), plain[0])] if plain else []
+    if not list(check_further(cell)):  # else it has reported why they cannot be merged
+        checked += {method.parents: method for method in methods if further_of(config, method)}.values()
+    for method in checked:
+        whole = of_chat_model(config, method) if chat else {}
+        whole.pop("special_rows", None)  # `check_pair` checks the template
+        merged = {role: folder_of(role) for role in method.of}
+        recipe = recipes.complete({**method.tries[0], **whole}, folder_of(method.from_), merged, config.seed)
+        try:
+            check(Recipe.from_dict(recipe, where="merge.methods"))
+        except BadInput as error:
+            of_further = "".join(f"{FURTHER}{name}: " for name in sorted(further_of(config, method))[:1])
+            raise BadInput(f"{of_further}{error}") from None
     yield from ()
+
+
+FURTHER = "merge.checkpoints."  # begins the keys of checkpoints that are merged besides base, CT and SFT
+SIZES = ("layers", "hidden", "heads", "kv_heads", "feed_forward", "experts")  # in config.json, besides the vocabulary
+
+
+def further_of(config: Config, method: Method) -> set[str]:
+    """Return the names of the further checkpoints that a method merges or starts from."""
+    return set(method.parents) & config.merge.checkpoints.keys()
+
+
+def check_further(cell: Cell) -> Iterator[Finding]:
+    """Check that further checkpoints have the sizes and tokens of the base, by config.json and tokenizer alone.
+
+    So models of the Hub are checked before their weights are fetched. Raises BadInput.
+    """
+    config = cell.config
+    base = _side(config.model.path, "model.path") if config.model.path and config.merge.checkpoints else None
+    for name, path in config.merge.checkpoints.items():
+        side = _side(path, f"{FURTHER}{name}")
+        if side is None:  # another check reports it
+            continue
+        yield from guarded(check_sizes, side, config)
+        by_token = [m.recipe.get("tokenizer") for m in config.merge.methods.values() if name in further_of(config, m)]
+        if base and not all(by_token):
+            yield from guarded(check_equal_tokens, base, side)
+
+
+def check_sizes(side: Side, config: Config) -> None:
+    """Check that a checkpoint has the sizes of the base. Raises BadInput."""
+    try:
+        base = base_shape(config)
+    except BadInput:  # another check reports it
+        return
+    found = from_config_json(side.folder / "config.json", side.where)
+    for size in SIZES:
+        if (ours := getattr(base, size)) != (theirs := getattr(found, size)):
+            raise BadInput(
+                f"{side.where}: its {size.replace('_', ' ')} size must be that of the base, {ours}, got {theirs}."
+                " Give a checkpoint that was made from this base."
+            )
+
+
+def check_equal_tokens(base: Side, side: Side) -> None:
+    """Check that two models have the same tokens. Raises BadInput."""
+    ours, theirs = base.tokenizer.get_vocab(), side.tokenizer.get_vocab()
+    if different := {token for token, _ in ours.items() ^ theirs.items()}:
+        token = min(different, key=lambda token: (ours.get(token, theirs.get(token)), token))
+        raise BadInput(
+            f"{side.where}: its tokenizer differs from that of {base.where}, first in {token!r}. Give a checkpoint"
+            " that was made from this base, or set tokenizer: union in the recipe, which merges by token."
+        )
 
 
 GENERATION = "generation_config.json"

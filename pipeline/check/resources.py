@@ -132,7 +132,7 @@ def check_hypotheses(plan: RunPlan) -> Iterator[Finding]:
     methods = [
         hypotheses.in_regime(name, regime)
         for config in configs
-        for name in (*config.eval.unmerged, *config.merge.methods)
+        for name in (*config.eval.baselines, *config.merge.methods)
         for regime in dict.fromkeys((None, config.regime))
     ]
     budgets = {config.ct.tokens for config in configs}

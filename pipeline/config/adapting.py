@@ -59,17 +59,23 @@ def why_not_adapted(config: Config) -> str | None:
 def _why_not_scored(config: Config, adapt: Adapt) -> str | None:
     """The same of what is scored."""
     scored = config.eval
-    others = {"frontier": (scored.frontier, None), "untuned": (scored.untuned, False), "split": (scored.split, "test")}
+    others = {
+        "frontier": (scored.frontier, None),
+        "default_settings": (scored.default_settings, False),
+        "split": (scored.split, "test"),
+    }
     for key, (given, wanted) in {**others, "dtype": (scored.dtype, adapt.dtype)}.items():
         if given != wanted:
             value = "null" if wanted is None else str(wanted).lower()
             return f"eval.{key}={given}: an adaptation needs eval.{key}={value}. Set that, or adapt=null."
-    if missing := [name for name in ("base", "sft", "ct", "sft_then_ct") if name not in scored.unmerged]:
-        return f"eval.unmerged={scored.unmerged}: the results compare {missing[0]} too. Add it."
-    own, foreign = bool(scored.families), bool(scored.tasks or scored.include_path)
+    if missing := [name for name in ("base", "sft", "ct", "sft_then_ct") if name not in scored.baselines]:
+        return f"eval.baselines={scored.baselines}: the results compare {missing[0]} too. Add it."
+    own, foreign = bool(config.families), bool(scored.tasks or scored.include_path)
     for key, measure in (("gain", adapt.gain), ("keep", adapt.keep)):
         if measure in ACCURACIES and not (own or foreign):
-            return f"adapt.{key}={measure}: there are no items, as eval.families=[]. Set a family, or another measure."
+            named = ", ".join(scored.families)
+            why = f"there are no items, as eval.families=[{named}]"
+            return f"adapt.{key}={measure}: {why}. Set a family, or another measure."
         if measure not in (AUTO, *ACCURACIES, BITS, *ENGLISH) and not foreign:
             known = [*ACCURACIES, BITS, *ENGLISH[1:]]
             return f"adapt.{key}={measure}: names no measure and no task. {suggestion(measure, known)}"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from common.errors import BadInput, listed, suggestion
 from common.settings import Folder, Name, Seed, Settings
 from common.units import format_tokens
 from common.validation import error_line
 from pipeline import old_names
+from pipeline.baselines import VARIANT
 from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.models import MATRICES, Model
-from pipeline.config.scoring import Evaluation, Merge
+from pipeline.config.scoring import Evaluation, Merge, VariantName, check_parents
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
 from train.data.chat_template import CHATML, TOKENIZER
@@ -37,8 +38,14 @@ class Chat(Settings):
     date: Annotated[str, AfterValidator(iso_date)]
 
 
+Overrides = Annotated[str, Field(min_length=1)]
+
+
 class Config(Settings):
-    """A cell: one language, one token budget, one seed, and all settings for them."""
+    """A cell: one language, one token budget, one seed, and all settings for them.
+
+    variants: overrides relative to the cell, by the names that merges call their CT: `ct@NAME`.
+    """
 
     name: Name
     seed: Seed
@@ -58,6 +65,19 @@ class Config(Settings):
     tracking: Tracking
     chat: Chat
     adapt: Adapt | None
+    variants: dict[VariantName, Overrides] = Field(default_factory=dict)
+    _variants: dict[str, Config] = PrivateAttr(default_factory=dict)
+
+    @property
+    def variant_configs(self) -> Mapping[str, Config]:
+        """Return the cell of each variant, as pipeline/sweep.py has composed it."""
+        return self._variants
+
+    def with_variants(self, configs: Mapping[str, Config]) -> Config:
+        """Return this cell with the cells of its variants."""
+        copy = self.model_copy()
+        copy._variants = dict(configs)
+        return copy
 
     @property
     def report(self) -> tuple[str | None, str]:
@@ -70,6 +90,22 @@ class Config(Settings):
         code.
         """
         return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
+
+    @property
+    def families(self) -> list[str]:
+        """Return the task families that items and instructions of this corpus can be of: some need aligned verses."""
+        from train.data.questions import WORD_FAMILIES
+
+        has_verses = self.corpus.source in ("bible", "cipher")
+        return [name for name in self.eval.families if has_verses or name in WORD_FAMILIES]
+
+    @property
+    def no_families(self) -> str:
+        """Return how a message about the lack of families begins."""
+        if not self.eval.families:
+            return "eval.families=[]:"
+        named = ", ".join(self.eval.families)
+        return f"eval.families=[{named}]: corpus.source={self.corpus.source} has no aligned verses for them, and"
 
     @property
     def trained_length(self) -> int:
@@ -87,8 +123,21 @@ class Config(Settings):
         return wanted == "all" or self.ct.tokens in (wanted or ())
 
     def at(self, ct_tokens: int, seed: int) -> Config:
-        """Return the cell of this sweep at another budget and seed."""
-        return self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
+        """Return the cell of this sweep at another budget and seed, and its variants there."""
+        moved = self.model_copy(update={"seed": seed, "ct": self.ct.model_copy(update={"tokens": ct_tokens})})
+        return moved.with_variants({name: each.at(ct_tokens, seed) for name, each in self.variant_configs.items()})
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def none_given(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def parents_are_known(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(merge := values.get("merge"), Mapping):
+            check_parents(merge, values.get("variants"))
+        return values
 
     @model_validator(mode="after")
     def batches_can_be_shared(self) -> Config:
@@ -108,8 +157,18 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def variants_are_merged(self) -> Config:
+        named = {role for method in self.merge.methods.values() for role in method.of}
+        for name in self.variants:
+            if (role := f"ct{VARIANT}{name}") not in named:
+                raise ValueError(
+                    f"variants.{name}: no method merges {role}. Name it in merge.methods.NAME.of, or leave it out."
+                )
+        return self
+
+    @model_validator(mode="after")
     def sources_have_other_names(self) -> Config:
-        taken = {"en": "english_share sets how much English is read", self.language.code: "its text is the corpus"}
+        taken = {"en": "english_fraction sets how much English is read", self.language.code: "its text is the corpus"}
         for name in taken.keys() & (self.ct.sources or {}).keys():
             raise ValueError(f"ct.sources.{name}: is the code of a language, and {taken[name]}. Choose another name.")
         return self
@@ -117,51 +176,52 @@ class Config(Settings):
     @model_validator(mode="after")
     def arms_can_be_trained(self) -> Config:
         merged = (name for method in self.merge.methods.values() for name in method.checkpoints)
-        wanted = {*self.eval.unmerged, *merged}
+        wanted = {*self.eval.baselines, *merged}
         if self.ct.source and "sft_then_ct" in wanted:
             raise ValueError(
                 f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, but this CT is given. "
-                "Leave sft_then_ct out of eval.unmerged, or set ct.source=null."
+                "Leave sft_then_ct out of eval.baselines, or set ct.source=null."
             )
         if "sft_then_ct_frozen" in wanted:
             if self.ct.source:
                 raise ValueError(
                     f"ct.source={self.ct.source}: sft_then_ct_frozen trains CT on top of SFT, but this CT is given. "
-                    "Leave sft_then_ct_frozen out of eval.unmerged, or set ct.source=null."
+                    "Leave sft_then_ct_frozen out of eval.baselines, or set ct.source=null."
                 )
             if self.train.lora:
                 raise ValueError(
                     "train.lora: sft_then_ct_frozen freezes columns of weights that LoRA does not train. "
-                    "Set train=full, or leave sft_then_ct_frozen out of eval.unmerged."
+                    "Set train=full, or leave sft_then_ct_frozen out of eval.baselines."
                 )
             if self.compute.strategy not in ("none", "ddp"):
                 raise ValueError(
                     f"compute.strategy={self.compute.strategy}: sft_then_ct_frozen needs all weights in each process."
-                    " Set compute.strategy=none or ddp, or leave sft_then_ct_frozen out of eval.unmerged."
+                    " Set compute.strategy=none or ddp, or leave sft_then_ct_frozen out of eval.baselines."
                 )
         if self.sft.hub and "target_sft" in wanted:
             raise ValueError(
                 "sft.hub: target_sft needs instructions in the language, but this data set is English. "
-                "Leave target_sft out of eval.unmerged, or set sft.hub=null to make items from the text."
+                "Leave target_sft out of eval.baselines, or set sft.hub=null to make items from the text."
             )
-        if "merge_then_sft" in wanted and self.merge.then_sft is None:
+        if "merge_then_sft" in wanted and self.merge.sft_after_merge is None:
             raise ValueError(
-                f"merge.then_sft=null: merge_then_sft trains on a merge. Set one of {listed(self.merge.methods)}."
+                "merge.sft_after_merge=null: merge_then_sft trains on a merge."
+                f" Set one of {listed(self.merge.methods)}."
             )
-        if "sft_replay" in wanted and self.sft.arm_replay_share == self.sft.replay_share:
+        if "sft_replay" in wanted and self.sft.arm_replay_fraction == self.sft.replay_fraction:
             raise ValueError(
-                f"sft.arm_replay_share={self.sft.arm_replay_share}: every SFT has this fraction already. "
-                "Give another to sft_replay, or leave it out of eval.unmerged."
+                f"sft.arm_replay_fraction={self.sft.arm_replay_fraction}: every SFT has this fraction already. "
+                "Give another to sft_replay, or leave it out of eval.baselines."
             )
         if "mixed" in wanted and self.ct.whole_text:
             raise ValueError(
                 "ct.tokens=null: mixed spreads a stated budget over SFT's blocks; set ct.tokens, or leave mixed out of"
-                " eval.unmerged"
+                " eval.baselines"
             )
         if "mixed" in wanted and self.ct.block_size != self.sft.block_size:
             raise ValueError(
                 f"sft.block_size={self.sft.block_size}: must be ct.block_size, as mixed trains on blocks of both. "
-                f"Set ct.block_size={self.ct.block_size}, or leave mixed out of eval.unmerged."
+                f"Set ct.block_size={self.ct.block_size}, or leave mixed out of eval.baselines."
             )
         return self
 
@@ -195,9 +255,10 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def all_tries_are_scored_once(self) -> Config:
-        if self.eval.frontier and self.eval.untuned:
+        if self.eval.frontier and self.eval.default_settings:
             raise ValueError(
-                "eval.untuned: eval.frontier scores the first trial of every method too. Leave one of them out."
+                "eval.default_settings: eval.frontier scores the first trial of every method too."
+                " Leave one of them out."
             )
         if self.merge.search and (self.eval.frontier or self.adapt):
             key = "eval.frontier" if self.eval.frontier else "adapt"
@@ -219,11 +280,11 @@ class Config(Settings):
     @model_validator(mode="after")
     def what_is_watched_has_a_corpus(self) -> Config:
         every = self.sft.dev_every_tokens
-        if every and self.sft.hub and not self.sft.replay_share:
+        if every and self.sft.hub and not self.sft.replay_fraction:
             raise ValueError(
                 f"sft.dev_every_tokens={format_tokens(every)}: "
                 "this SFT trains on instructions of a data set without text. "
-                "Set sft.dev_every_tokens=null, or set sft.replay_share."
+                "Set sft.dev_every_tokens=null, or set sft.replay_fraction."
             )
         return self
 
@@ -256,13 +317,13 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def something_is_asked(self) -> Config:
-        if not self.eval.unmerged and not self.merge.methods:
+        if not self.eval.baselines and not self.merge.methods:
             raise ValueError(
-                "eval.unmerged=[]: there are no merges either, so nothing would be scored. Set eval.unmerged=[base]."
+                "eval.baselines=[]: there are no merges either, so nothing would be scored. Set eval.baselines=[base]."
             )
-        if not self.eval.families and self.merge.methods and self.adapt is None and self.merge.metric == "acc":
+        if not self.families and self.merge.methods and self.adapt is None and self.merge.metric == "acc":
             raise ValueError(
-                "eval.families=[]: merges are selected by accuracy on our own items. "
+                f"{self.no_families} merges are selected by accuracy on our own items. "
                 "Name a family, or set merge.metric=bits_per_byte."
             )
         return self
@@ -310,12 +371,12 @@ class Config(Settings):
         return self
 
 
-def validate(composed: Mapping[str, Any]) -> Config:
-    """Return a composed config as a `Config`.
+def validate(composed: Mapping[str, Any], given: Collection[str] = ()) -> Config:
+    """Return a composed config as a `Config`. given: the keys that the command line sets.
 
     Raises BadInput that names the first wrong key, its value and what would be right.
     """
-    current = old_names.config(composed)
+    current = old_names.config(composed, given)
     try:
         return Config.model_validate(current)
     except ValidationError as error:

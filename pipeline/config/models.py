@@ -93,8 +93,10 @@ class BaseRecipe(BaseShape, Training):
             raise ValueError(f"hidden_size={self.hidden_size}: must be an even multiple of heads={self.heads}.")
         if self.block_size > self.context:
             raise ValueError(f"block_size={self.block_size}: must not exceed context={self.context}.")
-        if self.aligned_share + self.repeated_share >= 1:
-            raise ValueError("aligned_share: the sum with repeated_share must be below 1, as English needs the rest.")
+        if self.aligned_fraction + self.repeated_fraction >= 1:
+            raise ValueError(
+                "aligned_fraction: the sum with repeated_fraction must be below 1, as English needs the rest."
+            )
         return self
 
     @property

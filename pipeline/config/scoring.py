@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from common.errors import suggestion
+from common.project import shipped
 from common.settings import Positive, Settings, Tokens
 from eval.settings import ScoringSettings
 from merge.recipe import Recipe
 from pipeline import recipes
-from pipeline.baselines import BASELINES, PAIR
+from pipeline.baselines import BASELINES, NOT_MERGED, PAIR, VARIANT
 from pipeline.config.trainings import grid_product
-from pipeline.old_names import current_method, in_store, recipe_in_store
+from pipeline.old_names import METHODS, current_method, in_store, recipe_in_store
 from pipeline.search import Bounds, SearchSettings, middle
 
 
@@ -26,20 +28,41 @@ def known_arm(name: str) -> str:
     return name
 
 
-def known_role(name: str) -> str:
-    """Return the role of a checkpoint in merges, which is a part of keys. Raises ValueError."""
-    return in_store(known_arm(current_method(name)))
+MERGE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # of methods, and of checkpoints from outside
+TAKEN = {*BASELINES, *METHODS, *METHODS.values(), *NOT_MERGED}  # names that no checkpoint from outside may have
+
+
+def role_of(name: str) -> str:
+    """Return the role of a checkpoint in merges, which is a part of keys. `check_parents` checks the name."""
+    return in_store(current_method(name))
+
+
+def plain_name(name: str) -> str:
+    """Return a name for a checkpoint that merges name. Raises ValueError."""
+    if not MERGE_NAME.fullmatch(name):
+        raise ValueError("must be small letters, digits and underscores. Choose another name.")
+    return name
+
+
+def free_name(name: str) -> str:
+    """Return a name for a checkpoint from outside. Raises ValueError."""
+    if name in TAKEN:
+        raise ValueError("slackmerge uses this name. Choose another one.")
+    return plain_name(name)
 
 
 ArmName = Annotated[str, AfterValidator(known_arm)]
-Role = Annotated[str, AfterValidator(known_role)]
+Role = Annotated[str, AfterValidator(role_of)]
+VariantName = Annotated[str, AfterValidator(plain_name)]
+CheckpointName = Annotated[str, AfterValidator(free_name)]
+GivenCheckpoint = Annotated[str, Field(min_length=1), AfterValidator(shipped)]
 
 
 class Method(Settings):
     """One merge in the results: a recipe, and the grid of settings that are tried on the dev split.
 
     of: the checkpoints that are merged, by the names that they have in the recipe.
-    from: what task vectors, or an arc, start from: the base, or the SFT model.
+    from: what task vectors, or an arc, start from: the base, the SFT model, or a checkpoint from outside.
     control: whether it is there to be compared with, and never named the best merge on dev.
     space: in place of a grid, the least and the largest value of each setting that `merge.search` searches.
     """
@@ -47,7 +70,7 @@ class Method(Settings):
     model_config = ConfigDict(serialize_by_alias=True)
 
     of: Annotated[tuple[Role, ...], Field(min_length=1)] = PAIR
-    from_: Literal["base", "sft"] = Field("base", alias="from")
+    from_: str = Field("base", alias="from")
     control: bool = False
     recipe: dict[str, Any]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
@@ -67,6 +90,11 @@ class Method(Settings):
     def checkpoints(self) -> tuple[str, ...]:
         """Return the merged checkpoints, by their names in results."""
         return tuple(map(current_method, self.of))
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Return what its task vectors start from and what is merged, by their names in recipes."""
+        return (self.from_, *self.of)
 
     @property
     def needs_dev_scores(self) -> bool:
@@ -119,16 +147,18 @@ class Choice(Settings):
 
 
 class Merge(Settings):
-    """search: how settings of methods with a space are found.
+    """checkpoints: from outside, by the names that methods call them: folders, or models of the Hub.
 
+    search: how settings of methods with a space are found.
     special_rows: sft, to take the rows of tokens that its chat template writes from the chat model.
     """
 
     write: bool
     metric: Literal["acc", "bits_per_byte"]
     choice: Choice
-    then_sft: str | None
+    sft_after_merge: str | None
     special_rows: Literal["sft"] | None
+    checkpoints: dict[CheckpointName, GivenCheckpoint] = Field(default_factory=dict)
     search: SearchSettings | None = None
     methods: dict[str, Method]
 
@@ -140,6 +170,20 @@ class Merge(Settings):
     def trials_by_method(self) -> dict[str, int]:
         """Return the number of trials of each method that is tuned."""
         return {name: self.trials(name) for name, method in self.methods.items() if method.grid or method.space}
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def none_given(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def checkpoints_are_merged(self) -> Merge:
+        named = {role for method in self.methods.values() for role in method.parents}
+        if unused := sorted(self.checkpoints.keys() - named):
+            raise ValueError(
+                f"checkpoints.{unused[0]}: no method merges it. Name it in merge.methods.NAME.of, or leave it out."
+            )
+        return self
 
     @model_validator(mode="after")
     def searches_spaces(self) -> Merge:
@@ -163,13 +207,14 @@ class Merge(Settings):
         for name in self.methods:
             if name in BASELINES:
                 raise ValueError(f"methods.{name}: a checkpoint that is not merged has this name. Choose another.")
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            if not MERGE_NAME.fullmatch(name):
                 raise ValueError(
                     f"methods.{name}: the name must be small letters, digits and underscores. Rename the method."
                 )
-        if self.then_sft is not None and self.then_sft not in self.methods:
+        if self.sft_after_merge is not None and self.sft_after_merge not in self.methods:
             raise ValueError(
-                f"then_sft={self.then_sft}: no such merge. {suggestion(self.then_sft, list(self.methods))}"
+                f"sft_after_merge={self.sft_after_merge}: no such merge."
+                f" {suggestion(self.sft_after_merge, list(self.methods))}"
             )
         # a method without a grid is stated and not tuned: what it differs by from another one is its recipe alone
         counts = self.trials_by_method()
@@ -182,18 +227,40 @@ class Merge(Settings):
         return self
 
 
+def check_parents(merge: Mapping[str, Any], variants: Any) -> None:
+    """Check that all names in `of` and `from` of methods are checkpoints. Raises ValueError that names the key.
+
+    merge, variants: before they are validated, as recipes that name a checkpoint that is not there are wrong too.
+    """
+    further, methods = merge.get("checkpoints"), merge.get("methods")
+    names = list(further) if isinstance(further, Mapping) else []
+    of_variants = [f"ct{VARIANT}{name}" for name in variants] if isinstance(variants, Mapping) else []
+    for name, method in methods.items() if isinstance(methods, Mapping) else ():
+        given = method if isinstance(method, Mapping) else {}
+        of = given.get("of", [])
+        parents = {f"of.{number}": role for number, role in enumerate(of if isinstance(of, list) else [])}
+        for key, role in {**parents, "from": given.get("from", "base")}.items():
+            known = ["base", "sft", *names] if key == "from" else [*BASELINES, *names, *of_variants]
+            if isinstance(role, str) and current_method(role) not in known:
+                near = suggestion(role, known)
+                _, is_variant, variant = role.partition(VARIANT)
+                more = f"variants.{variant}" if is_variant else f"merge.checkpoints.{role}"
+                more = f" Or set {more}." if near.startswith("Choose") else ""
+                raise ValueError(f"merge.methods.{name}.{key}={role}: no such checkpoint. {near}{more}")
+
+
 class Evaluation(ScoringSettings):
     """What checkpoints and merges are scored on, and how."""
 
-    unmerged: list[ArmName]
+    baselines: list[ArmName]
     families: list[str]
     items: Positive
     tune_limit: Positive | None
     batch_tokens: Tokens
     gpus: Positive = 1
     include_path: str | None
-    leaks: bool
-    untuned: bool
+    contamination: bool
+    default_settings: bool
     frontier: Literal["all", "largest"] | Annotated[tuple[Tokens, ...], Field(min_length=1)] | None = None
     questions: str | None = None
 

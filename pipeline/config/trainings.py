@@ -104,9 +104,9 @@ class ContinualTraining(Training, CtData):
         return {name: source.fraction for name, source in sorted((self.sources or {}).items())}
 
     @property
-    def language_share(self) -> float:
+    def language_fraction(self) -> float:
         """Return the fraction of the blocks that the language's text has."""
-        return mixture(self.english_share, self.fractions)[0]
+        return mixture(self.english_fraction, self.fractions)[0]
 
     @property
     def decay_tokens(self) -> int:
@@ -118,11 +118,11 @@ class ContinualTraining(Training, CtData):
     def leaves_room_for_the_language(self) -> ContinualTraining:
         if self.sources and self.source:
             raise ValueError("sources: ct.source was trained elsewhere, so no text is read. Set ct.sources=null.")
-        if round(self.language_share, 6) <= 0:
-            parts = " + ".join(f"{value:g}" for value in (self.english_share, *self.fractions.values()))
+        if round(self.language_fraction, 6) <= 0:
+            parts = " + ".join(f"{value:g}" for value in (self.english_fraction, *self.fractions.values()))
             raise ValueError(
-                f"sources: must leave blocks for the language, got ct.english_share and fractions of {parts} ="
-                f" {1 - self.language_share:g}. Set smaller fractions, below 1 together."
+                f"sources: must leave blocks for the language, got ct.english_fraction and fractions of {parts} ="
+                f" {1 - self.language_fraction:g}. Set smaller fractions, below 1 together."
             )
         return self
 
@@ -158,8 +158,8 @@ class Instructions(Training):
     too_long: Literal["cut", "drop"]
     items: Positive
     questions: Positive
-    replay_share: Fraction
-    arm_replay_share: Fraction
+    replay_fraction: Fraction
+    arm_replay_fraction: Fraction
     grid: dict[TriedKey, Annotated[list[Any], Field(min_length=1)]] | None
 
     @property

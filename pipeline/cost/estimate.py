@@ -22,7 +22,7 @@ from pipeline.cost.hardware import Cluster, Speed, speed_to_plan_by
 from pipeline.cost.memory import Memory, base_width, width
 from pipeline.cost.shape import RECOMPUTED, forward_flops, model_shape, trained_parameters, training_flops
 from pipeline.page_questions import COUNT as QUESTIONS
-from pipeline.stages.cell import Cell, merged
+from pipeline.stages.cell import Cell, merged, owners
 from pipeline.stages.stage import Stage
 from pipeline.stages.trajectory import previous_stages, tokens_of
 from pipeline.store import Store
@@ -153,11 +153,11 @@ def scored_tokens(stage: Stage, config: Config) -> tuple[float, float]:
     limit = config.eval.tune_limit if tuning else config.eval.limit
     items = min(limit or config.eval.items, config.eval.items) * len(config.eval.families)
     texts = min(limit or MANY_TEXTS, TEXTS.get(config.corpus.source, MANY_TEXTS))
-    excerpt = config.eval.excerpt or 4000
-    text = {language: texts * excerpt / size for language, size in BYTES_A_TOKEN.items()}
+    characters = config.eval.max_chars or 4000
+    text = {language: texts * characters / size for language, size in BYTES_A_TOKEN.items()}
     if tuning:
         return (
-            (text["own"], excerpt / 2)
+            (text["own"], characters / 2)
             if config.merge.metric == "bits_per_byte"
             else (items * ITEM_TOKENS["own"], ITEM_TOKENS["own"])
         )
@@ -381,12 +381,11 @@ def rows(cells: Sequence[Cell], done: set[str], rates: Rates, memories: Mapping[
 
     `done`: keys that are published. `memories`: by kind, for what trains.
     """
-    owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
-    stages, costed = merged(cells), []
+    configs, stages, costed = owners(cells), merged(cells), []
     previous = previous_stages(stages)
     continued = {before.key for before in previous.values()}
     for stage in stages:
-        config, before = owners[stage.key], previous.get(stage.key)
+        config, before = configs[stage.key], previous.get(stage.key)
         resumed, last = tokens_of(before) if before else 0, stage.key not in continued
         work = stage_work(stage, config, model_shape(config), resumed, last)
         sharing = sum(any(stage.key == other.key for other in cell.stages) for cell in cells)

@@ -16,7 +16,7 @@ from pipeline.cost.hardware import USABLE, Cluster, Speed, parse_cluster
 from pipeline.cost.memory import Memory
 from pipeline.cost.shape import model_shape
 from pipeline.stages import STAGE_TYPES
-from pipeline.stages.cell import Cell, merged
+from pipeline.stages.cell import Cell, merged, owners
 from pipeline.store import Store
 from train.settings import Precision
 
@@ -38,8 +38,7 @@ def report(
     finished: Mapping[str, Speed] = {}
     rates: Rates
     if name == HERE:
-        owners = {stage.key: cell.config for cell in reversed(cells) for stage in cell.stages}
-        rates = estimate.measured_rates(stages, owners, Store(Path(config.store)))
+        rates = estimate.measured_rates(stages, owners(cells), Store(Path(config.store)))
         trainings = sum(stage.type.trained for stage in stages if stage.key in done)
         head = f"on this machine, measured on {counted(trainings, 'finished training')}"
     else:
@@ -56,12 +55,18 @@ def report(
         finished = hardware.comparable_speeds(Store(Path(config.store)), config, cluster.gpu, kinds)
         rates = estimate.ClusterRates(cluster, config, mfu or estimate.MFU, {} if mfu else finished)
         head = heading(config, cluster, mfu, finished)
-        cells = [replace(cell, config=memory.on_cluster(cell.config, cluster)) for cell in cells]
+        cells = [on_cluster(cell, cluster) for cell in cells]
     rows = estimate.rows(cells, done, rates, memories)
     given = estimate.given_bytes(cells)
     where = None if name == HERE else cluster
     parts = [head, *lines(rows), *footer(cells, rows, given, memories, where, finished, one_by_one)]
     return "\n".join(parts), refusal
+
+
+def on_cluster(cell: Cell, cluster: Cluster) -> Cell:
+    """Return a cell and its variants with as many processes as the cluster has GPUs."""
+    variants = {name: on_cluster(variant, cluster) for name, variant in cell.variants.items()}
+    return replace(cell, config=memory.on_cluster(cell.config, cluster), variants=variants)
 
 
 def heading(config: Config, cluster: Cluster, mfu: float | None, finished: Mapping[str, Speed]) -> str:

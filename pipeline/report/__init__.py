@@ -45,64 +45,64 @@ def render(inputs: Inputs, out: Path) -> ReportPaths:
     from pipeline.report.analysis import analyse
 
     out.mkdir(parents=True, exist_ok=True)
-    found = analyse(inputs)
+    analysis = analyse(inputs)
     paths = ReportPaths(
         results_csv=out / "results.csv",
         results_md=out / "results.md",
         curves=out / "figures" / "curves.png",
         page=out / "report.html",
         claims=out / "claims.json",
-        table="\n".join([tables.terminal_table(found.scores, found.info.language), *map(str, found.gates)]),
+        table="\n".join([tables.terminal_table(analysis.scores, analysis.info.language), *map(str, analysis.gates)]),
     )
-    _write_tables(found, paths, out)
-    _draw(found, out / "figures")
-    write_atomic(paths.page, page.render(view.TEMPLATE, view.page_view(found)))
+    _write_tables(analysis, paths, out)
+    _draw(analysis, out / "figures")
+    write_atomic(paths.page, page.render(view.TEMPLATE, view.page_view(analysis)))
     return paths
 
 
-def _write_tables(found: Analysis, paths: ReportPaths, out: Path) -> None:
+def _write_tables(analysis: Analysis, paths: ReportPaths, out: Path) -> None:
     """Write all files except the page and the figures."""
     from common.files import write_atomic, write_json
     from pipeline.report import claims, data, gaps, tables
 
-    write_atomic(paths.results_csv, data.to_csv(found.scores))
-    write_json(paths.claims, claims.as_json(found.claims.answers))
-    write_atomic(paths.results_md, tables.results_md(found.scores, found.info))
-    write_atomic(out / "results.tex", tables.results_tex(found.scores, found.claims, found.info))
-    write_atomic(out / "results-intervals.md", tables.intervals_md(found.scores, found.info))
-    if found.gates:
-        write_json(out / "gates.json", [gate.as_json() for gate in found.gates])
-    if found.gaps:
-        write_atomic(out / "frontier.csv", data.csv_text(data.frame(gaps.COLUMNS, found.gaps.csv_rows())))
-        write_json(out / "gaps.json", found.gaps.as_json())
-    if not found.untuned.empty:
-        write_atomic(out / "untuned.csv", data.to_csv(found.untuned))
-    if found.stages:
-        write_atomic(out / "stages.csv", found.stages.to_csv())
+    write_atomic(paths.results_csv, data.to_csv(analysis.scores))
+    write_json(paths.claims, claims.as_json(analysis.claims.answers))
+    write_atomic(paths.results_md, tables.results_md(analysis.scores, analysis.info))
+    write_atomic(out / "results.tex", tables.results_tex(analysis.scores, analysis.claims, analysis.info))
+    write_atomic(out / "results-intervals.md", tables.intervals_md(analysis.scores, analysis.info))
+    if analysis.gates:
+        write_json(out / "gates.json", [gate.as_json() for gate in analysis.gates])
+    if analysis.gaps:
+        write_atomic(out / "frontier.csv", data.csv_text(data.frame(gaps.COLUMNS, analysis.gaps.csv_rows())))
+        write_json(out / "gaps.json", analysis.gaps.as_json())
+    if not analysis.untuned.empty:
+        write_atomic(out / "untuned.csv", data.to_csv(analysis.untuned))
+    if analysis.stages:
+        write_atomic(out / "stages.csv", analysis.stages.to_csv())
 
 
-def _draw(found: Analysis, folder: Path) -> None:
+def _draw(analysis: Analysis, folder: Path) -> None:
     """Draw the figures: curves (accuracy next to bits), the trade-off, discarded parameters, slack, frontiers."""
     from pipeline.report import figures, view
     from pipeline.report.formatting import budget_name, label
 
-    seen = view.picture(found, FIGURE_WIDTH)
+    seen = view.picture(analysis, FIGURE_WIDTH)
 
     def spec(name: str, **choice: str | int) -> dict[str, Any]:
         return figures.selected(seen.charts[name], {**seen.state, **choice}, seen.styles)
 
     if "curves" in seen.charts:
-        overall = [measure for measure in seen.measures if measure.language == found.info.language][:2]
-        name = found.info.language_name
+        overall = [measure for measure in seen.measures if measure.language == analysis.info.language][:2]
+        name = analysis.info.language_name
         panels = [(f"{name}: {measure.name}", spec("curves", measure=measure.id)) for measure in overall]
         figures.write(figures.beside(panels), folder, "curves")
     titles = {"heat": label(str(seen.state["merge"])), "slack": f"mean accuracy ({seen.state['group']})"}
     for chart, name in (("tradeoff", "plane"), ("heat", "heat"), ("slack", "slack")):
         if chart in seen.charts:
             figures.write(spec(chart) | ({"title": titles[chart]} if chart in titles else {}), folder, name)
-    if "gap" in seen.charts and found.gaps:
-        title = found.gaps.pairs[str(seen.state["pair"])]
-        for budget in found.gaps.frontiers.budgets:
+    if "gap" in seen.charts and analysis.gaps:
+        title = analysis.gaps.pairs[str(seen.state["pair"])]
+        for budget in analysis.gaps.frontiers.budgets:
             over = [("", spec("frontiers", frontier_budget=budget)), (title, spec("gap", frontier_budget=budget))]
             figures.write(figures.beside(over, "vconcat"), folder, f"frontiers-{budget_name(budget)}")
     if "forest" in seen.charts:

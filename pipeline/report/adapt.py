@@ -146,7 +146,7 @@ def read_sources(folder: Path) -> AdaptSources:
     """Read what `save` wrote. Raises BadInput if it cannot be read, or if results are no longer in their place."""
     try:
         kept = read_json(folder / FILE)
-        found = AdaptSources(
+        sources = AdaptSources(
             info=ReportInfo.of_json(kept["subject"]),
             choice=absolute(kept["choice"], folder),
             tests={name: absolute(path, folder) for name, path in kept["tests"].items()},
@@ -157,10 +157,10 @@ def read_sources(folder: Path) -> AdaptSources:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / FILE}: cannot be read ({error}). Run experiment=adapt again.") from None
-    needed = [found.choice, *found.tests.values(), *found.answers.values(), *(path for path, _ in found.stages)]
+    needed = [sources.choice, *sources.tests.values(), *sources.answers.values(), *(path for path, _ in sources.stages)]
     if lost := [path for path in needed if not path.exists()]:
         raise BadInput(f"{folder / FILE}: {lost[0]} is missing. Restore the store, or run experiment=adapt again.")
-    return found
+    return sources
 
 
 def read_candidates(folder: Path) -> list[Candidate]:
@@ -282,8 +282,8 @@ class TestScores:
         records = [row for row in self._records.get(model, ()) if row["primary"] and _is_of(row, measure)]
         if len(records) == 1:
             return Score(*(records[0][name] for name in ("value", "low", "high", "n")))
-        found = self._estimate(measure, {model: 1.0})
-        return None if found is None else Score(found.value, found.low, found.high, found.n)
+        estimate = self._estimate(measure, {model: 1.0})
+        return None if estimate is None else Score(estimate.value, estimate.low, estimate.high, estimate.n)
 
     def _estimate(self, measure: AdaptMeasure, models: Mapping[str, float]) -> Estimate | None:
         evidence = self._evidence.setdefault(measure.language, Evidence(self.evaluations, measure.language))
@@ -294,12 +294,12 @@ class TestScores:
             for model, side in models.items()
             for kind, family, weight in measure.terms
         ]
-        found = evidence.combination(terms)
-        if found is None:
+        estimate = evidence.combination(terms)
+        if estimate is None:
             return None
         each = [evidence.combination([(kind, family, model, 1.0)]) for kind, family, model, _ in terms]
         items = sum(one.n for one in each[: len(measure.terms)] if one)  # those of the first model: all have the same
-        return replace(found, n=items)
+        return replace(estimate, n=items)
 
     @cached_property
     def tasks(self) -> dict[str, dict[str, Any]]:

@@ -87,15 +87,15 @@ def answers(
         for claim, measure, other, threshold in stated
     ]
     adjusted = iter(holm([one.p for one in compared if one.difference is not None]))
-    found = []
+    answered = []
     for one in compared:
         if one.difference is None:
             missing = "It takes test scores of both models." if adapted else CHAT_MODEL_CHOSEN
-            found.append(Answer(claim=one.claim, verdict="no data", text=missing, more=_more(one)))
+            answered.append(Answer(claim=one.claim, verdict="no data", text=missing, more=_more(one)))
             continue
         p = next(adjusted)
         words = f"{confidence(one.difference, one.claim.unit)}, p {p:.2g} after Holm."
-        found.append(
+        answered.append(
             Answer(
                 claim=one.claim,
                 verdict=one.verdict(p),
@@ -105,7 +105,7 @@ def answers(
                 more=_more(one),
             )
         )
-    return found
+    return answered
 
 
 def _claim(name: str, text: str, measure: AdaptMeasure, margin: float | None = None) -> Claim:
@@ -213,14 +213,14 @@ def terminal_line(answers: Sequence[Answer], choice: AdaptChoice, gain: AdaptMea
     [+0.032, +0.090], English accuracy −0.008 [−0.019, +0.003] (kept)`.
     """
     words = settings_in_words(choice.settings)
-    found = {answer.claim.id: answer for answer in answers if answer.estimate}
+    by_id = {answer.claim.id: answer for answer in answers if answer.estimate}
     parts = []
-    if GAINS in found and (estimate := found[GAINS].estimate):
+    if GAINS in by_id and (estimate := by_id[GAINS].estimate):
         parts.append(f"{gain.title} {_bracketed(estimate)}{_saved(gain)}")
-    if KEEPS in found and (estimate := found[KEEPS].estimate):
+    if KEEPS in by_id and (estimate := by_id[KEEPS].estimate):
         verdicts = {"supported": "kept", "contradicted": "not kept"}
         parts.append(
-            f"{keep.title} {_bracketed(estimate)}{_saved(keep)} ({verdicts.get(found[KEEPS].verdict, 'inconclusive')})"
+            f"{keep.title} {_bracketed(estimate)}{_saved(keep)} ({verdicts.get(by_id[KEEPS].verdict, 'inconclusive')})"
         )
     scores = f"; on test {', '.join(parts)}" if parts else ""
     return f"{choice.method}{f', {words}' if words else ''}{scores}"

@@ -31,7 +31,7 @@ from pipeline.report.claims import Answer
 from pipeline.report.data import DIGITS, DataExposure, frame
 from pipeline.report.formatting import label
 from pipeline.report.records import WITHOUT_CT, ReportInfo
-from pipeline.report.stages import StageRecords, read_counts, read_stages
+from pipeline.report.stages import StageRecords, new_tokens, read_counts, read_stages
 from pipeline.report.trigrams import Identifier
 from pipeline.report.view import configs_text, script_data
 
@@ -41,7 +41,7 @@ STEPS = {  # of a run, by kind of stage; evaluations are split by what they scor
     "corpus": "reading the text",
     "items": "making test items",
     "instructions": "making instructions",
-    "leaks": "looking for leaks",
+    "leaks": "looking for contamination",
     "ct_blocks": "packing the text",
     "ct": "continual pre-training",
     "merge": "merging",
@@ -171,9 +171,9 @@ class AdaptView:
     def script_data(self) -> dict[str, Any]:
         """What page.js reads: one chart, and nothing to choose."""
         chart = trials_map(self.rows, self.choice, self.gain, self.keep)
-        found = script_data([chart], chart.tables)
-        found["charts"][0]["label"] = described(self.rows, self.gain, self.keep)
-        return found
+        data = script_data([chart], chart.tables)
+        data["charts"][0]["label"] = described(self.rows, self.gain, self.keep)
+        return data
 
 
 def adapt_view(given: AdaptSources) -> AdaptView:
@@ -187,16 +187,16 @@ def adapt_view(given: AdaptSources) -> AdaptView:
     answers = {name: read_answers(path) for name, path in given.answered.items()}
     identifier = trigrams.learn(given.corpus, info.language) if given.corpus else None
     judge = identifier.is_in_language if identifier else None
-    found = adapt_claims.answers(scores, gain, keep, choice.tolerance, adapted=not choice.is_chat_model)
+    claims = adapt_claims.answers(scores, gain, keep, choice.tolerance, adapted=not choice.is_chat_model)
     stages = read_stages(given.stages)
     exposure = data.data_exposure(read_counts(stages), [given.ct_tokens])
     return AdaptView(
         info=info,
         choice=choice,
-        sentence=adapt_claims.sentences(found, choice, candidates, gain, keep),
+        sentence=adapt_claims.sentences(claims, choice, candidates, gain, keep),
         gain=gain,
         keep=keep,
-        claims=found,
+        claims=claims,
         models=given.shown,
         one_model=len(given.shown) < len([name for name in TITLES if name in given.tests]),
         columns=[
@@ -209,7 +209,7 @@ def adapt_view(given: AdaptSources) -> AdaptView:
         own_tasks=scores.own_tasks,
         rows=dev_rows(candidates, choice),
         text=next((one for one in exposure if one.language == info.language), None),
-        stages=StageRecords([record for _, record in stages]),
+        stages=StageRecords([{**record, "vocabulary": new_tokens(path.parent)} for path, record in stages]),
     )
 
 
@@ -250,7 +250,7 @@ def render(given: AdaptSources, out: Path) -> AdaptPaths:
 
 def columns(scores: TestScores, measures: Sequence[AdaptMeasure], models: Sequence[str]) -> list[Column]:
     """Return a column for each measure that some model was scored in."""
-    found = []
+    shown = []
     for measure in measures:
         values = {model: value for model in models if (value := scores.score(measure, model)) is not None}
         if not values:
@@ -267,8 +267,8 @@ def columns(scores: TestScores, measures: Sequence[AdaptMeasure], models: Sequen
         items = next(iter(values.values())).n
         unit = "documents" if measure.kind == "bits" else "items"
         lower = "lower is better, " if measure.lower_is_better else ""
-        found.append(Column(measure.title, f"{lower}{items:,} {unit}", cells))
-    return found
+        shown.append(Column(measure.title, f"{lower}{items:,} {unit}", cells))
+    return shown
 
 
 def answer_columns(

@@ -26,7 +26,7 @@ class Inputs:
 
     evaluations: of one target language, any number of budgets and seeds; base and SFT once or with every budget.
     stages: the records of stage.json files; `cells` in one is how many cells needed it. items: rows of items that were
-    scored. leaks: leaks.json, if leaks were looked for. untuned: tuned methods as the first of their trials scores.
+    scored. contamination: leaks.json, if it was looked for. untuned: tuned methods as the first of their trials scores.
     counts: the counts.json of CT's blocks. frontier: every knob value of every method, on dev and test. hypotheses: a
     file that is answered in place of the built-in claims.
     """
@@ -37,7 +37,7 @@ class Inputs:
     choices: Sequence[Choice] = ()
     stages: Sequence[Mapping[str, Any]] = ()
     items: Sequence[Mapping[str, Any]] = ()
-    leaks: Mapping[str, Any] | None = None
+    contamination: Mapping[str, Any] | None = None
     untuned: Sequence[Evaluation] = ()
     counts: Sequence[Mapping[str, Any]] = ()
     frontier: Sequence[FrontierPoint] = ()
@@ -67,7 +67,7 @@ class Analysis:
     gaps: FrontierGaps | None = None
     gates: Sequence[Gate] = ()
     costs: Mapping[tuple[str, int], Cost] = field(default_factory=dict)
-    leaks: Mapping[str, Any] | None = None
+    contamination: Mapping[str, Any] | None = None
     hypotheses: str | None = None
 
 
@@ -102,6 +102,6 @@ def analyse(inputs: Inputs) -> Analysis:
         gaps=gaps.frontier_gaps(answerable.frontiers, shown.answers),
         gates=data.gates(scores, info.language),
         costs=stages.costs(unique(inputs.evaluations), inputs.stages),
-        leaks=inputs.leaks,
+        contamination=inputs.contamination,
         hypotheses=inputs.hypotheses.name if inputs.hypotheses is not None else None,
     )

@@ -477,10 +477,10 @@ def answer_all(
     evidence = Evidence(evaluations, language)
     leaders = {budget: leader for budget in evidence.budgets if (leader := leader_at(budget, choices, evidence))}
     data = ClaimData(evidence, discarded, choices, leaders)
-    found = [(claim, answer(data)) for claim, answer in STATED]
-    adjusted = iter(holm([finding.estimate.p for _, finding in found if finding.estimate is not None]))
+    findings = [(claim, answer(data)) for claim, answer in STATED]
+    adjusted = iter(holm([finding.estimate.p for _, finding in findings if finding.estimate is not None]))
     answers = []
-    for claim, (estimate, text, parts) in found:
+    for claim, (estimate, text, parts) in findings:
         if estimate is None:
             answers.append(Answer(claim=claim, verdict="no data", text=text))
         else:

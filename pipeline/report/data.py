@@ -163,18 +163,18 @@ def points(scores: DataFrame, measure: Measure) -> DataFrame:
         (scores.language == measure.language) & (scores.task == measure.task) & (scores.metric == measure.metric)
     ]
     by_seed = own.groupby(["method", "ct_tokens"], sort=False)[["value", "low", "high"]].agg(list)
-    found = by_seed.map(mean).astype(object)  # pandas adds up otherwise than `sum`, which shows in the last digit
-    printed = found.value.map(lambda value: round(value, 3)).astype(float)
+    points = by_seed.map(mean).astype(object)  # pandas adds up otherwise than `sum`, which shows in the last digit
+    printed = points.value.map(lambda value: round(value, 3)).astype(float)
     of_budget = printed.groupby(level="ct_tokens")
     top = of_budget.transform("min" if measure.lower_is_better else "max")
-    return found.assign(seeds=by_seed.value, best=(printed == top) & (of_budget.transform("size") > 1))
+    return points.assign(seeds=by_seed.value, best=(printed == top) & (of_budget.transform("size") > 1))
 
 
 def grid(
-    found: DataFrame, write: Callable[[Any], str], methods: Sequence[str], budgets: Sequence[int]
+    points: DataFrame, write: Callable[[Any], str], methods: Sequence[str], budgets: Sequence[int]
 ) -> dict[str, list[str]]:
     """Lay points out as text, by method one cell per budget (empty if there is none). write: a row as text."""
-    text = {row.Index: write(row) for row in found.itertuples()}
+    text = {row.Index: write(row) for row in points.itertuples()}
     return {method: [text.get((method, budget), "") for budget in budgets] for method in methods}
 
 

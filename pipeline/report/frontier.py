@@ -331,8 +331,8 @@ class Frontiers:
 
         def worth(price: float) -> Estimate:
             """Return the utility of left minus that of right, on the same seeds and items."""
-            found = self.test.combination(gap_terms([(most, 1.0)], [(fewest, 1.0)], price), match.seeds)
-            return found or difference
+            utility = self.test.combination(gap_terms([(most, 1.0)], [(fewest, 1.0)], price), match.seeds)
+            return utility or difference
 
         falls = any(after.accuracy < before.accuracy for before, after in pairwise(right))
         tie = price_of_tie(difference, saved, worth(1.0), worth(-difference.value / (saved.value or inf)).dof)
@@ -381,11 +381,11 @@ def pairs(methods: Sequence[str], asked: Iterable[tuple[str, str]] = ()) -> list
     """Return the pairs whose gaps are shown: those that hypotheses ask about, then every other method minus
     CT-then-SFT.
     """
-    found = [pair for pair in dict.fromkeys(asked) if set(pair) <= set(methods)]
+    listed = [pair for pair in dict.fromkeys(asked) if set(pair) <= set(methods)]
     for method in methods:
         rest, _, name = method.rpartition("/")
         baseline = f"{rest}/ct_then_sft" if rest else "ct_then_sft"
         pair = (method, baseline)
-        if name != "ct_then_sft" and baseline in methods and pair not in found and pair[::-1] not in found:
-            found.append(pair)
-    return found
+        if name != "ct_then_sft" and baseline in methods and pair not in listed and pair[::-1] not in listed:
+            listed.append(pair)
+    return listed

@@ -196,15 +196,15 @@ def find(experiment: str) -> Path | None:
 
 def read(path: Path) -> list[AnyHypothesis]:
     """Read the hypotheses of a file. Raises BadInput that names the entry and the key."""
-    found = [_parsed(entry, _named(path, place, entry)) for place, entry in enumerate(entries(path), start=1)]
-    if twice := [name for name, count in Counter(one.id for one in found).items() if count > 1]:
+    hypotheses = [_parsed(entry, _named(path, place, entry)) for place, entry in enumerate(entries(path), start=1)]
+    if twice := [name for name, count in Counter(one.id for one in hypotheses).items() if count > 1]:
         raise BadInput(f"{path}: two hypotheses have the id {twice[0]}. Rename one of them.")
-    if (primary := sum(one.role == "primary" for one in found)) > MOST_PRIMARY:
+    if (primary := sum(one.role == "primary" for one in hypotheses)) > MOST_PRIMARY:
         raise BadInput(
             f"{path}: at most {MOST_PRIMARY} hypotheses may have role=primary, got {primary}. Set role=secondary for "
             "the others."
         )
-    return found
+    return hypotheses
 
 
 def entries(path: Path) -> list[Any]:
@@ -239,9 +239,9 @@ def named_in(one: AnyHypothesis) -> list[tuple[str, int]]:
     return [(term.name, term.budget) for term in one.terms]
 
 
-def _named(path: Path, place: int, entry: Any) -> str:
+def _named(path: Path, number: int, entry: Any) -> str:
     name = entry.get("id") if isinstance(entry, dict) else None
-    return f"{path}: {name}" if isinstance(name, str) and name else f"{path}: entry {place}"
+    return f"{path}: {name}" if isinstance(name, str) and name else f"{path}: entry {number}"
 
 
 def _parsed(entry: Any, where: str) -> AnyHypothesis:
@@ -295,14 +295,14 @@ def commit_times(path: Path) -> Mapping[str, datetime | None] | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     now = _by_id(entries(path))
-    found: dict[str, datetime | None] = dict.fromkeys(now)
+    times: dict[str, datetime | None] = dict.fromkeys(now)
     unchanged = set(now)
     for line in log:  # from the newest to the oldest
         commit, seconds = line.split()
         then = _entries_at(path, commit)
         unchanged = {name for name in unchanged if then.get(name) == now[name]}
-        found |= dict.fromkeys(unchanged, datetime.fromtimestamp(int(seconds), UTC))
-    return found
+        times |= dict.fromkeys(unchanged, datetime.fromtimestamp(int(seconds), UTC))
+    return times
 
 
 def first_scored(folders: Iterable[Path]) -> datetime | None:

@@ -84,14 +84,14 @@ class Outcome:
     parts: Parts = field(default_factory=Parts)
 
 
-def answers(path: Path, found: HypothesisData, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
+def answers(path: Path, data: HypothesisData, regime: str | None = None, beside: Collection[str] = ()) -> list[Answer]:
     """Return the answer to each hypothesis of a file that belongs to a report (`hypotheses.of_report`).
 
     A hypothesis that is secondary, or that is younger than its scores, has an estimate and no verdict.
     """
     times = hypotheses.commit_times(path)
     asked = of_report(read(path), regime, beside)
-    outcomes = [(one, _outcome(one, found), _stated(one, found, times)) for one in asked]
+    outcomes = [(one, _outcome(one, data), _stated(one, data, times)) for one in asked]
     judged = [one.role == "primary" and outcome.estimate and when.when != "after" for one, outcome, when in outcomes]
     ps = [outcome.p for (_, outcome, _), counts in zip(outcomes, judged, strict=True) if counts]
     adjusted, at = iter(holm(ps)), iter(levels(ps))
@@ -136,9 +136,9 @@ def judged_at(estimate: Estimate, margin: float, level: float, strict: float) ->
     with errors of a quarter of the margin, a quarter of reports would find a difference between equal methods.
     """
     adjusted = min(1.0, estimate.p * LEVEL / level)
-    found = verdict(estimate.at(strict), margin, adjusted)
+    judged = verdict(estimate.at(strict), margin, adjusted)
     differs = adjusted < LEVEL and estimate.value < 0 and estimate.seeds > 1
-    return "contradicted" if differs and found != "equivalent" else found
+    return "contradicted" if differs and judged != "equivalent" else judged
 
 
 def _plain(estimate: Estimate | None, margin: float, text: str, more: Mapping[str, Any]) -> Outcome:
@@ -149,16 +149,16 @@ def _plain(estimate: Estimate | None, margin: float, text: str, more: Mapping[st
     return Outcome(estimate, text, p, lambda level, strict: judged_at(estimate, margin, level, strict), more)
 
 
-def _outcome(one: AnyHypothesis, found: HypothesisData) -> Outcome:
+def _outcome(one: AnyHypothesis, data: HypothesisData) -> Outcome:
     if isinstance(one, GapHypothesis):
-        return _gap(one, found)
+        return _gap(one, data)
     if isinstance(one, SeparateHypothesis):
-        return _separate(one, found)
-    return _count(one, found) if one.kind == "lost_top_share" else _contrast(one, found)
+        return _separate(one, data)
+    return _count(one, data) if one.kind == "lost_top_share" else _contrast(one, data)
 
 
-def _gap(one: GapHypothesis, found: HypothesisData) -> Outcome:
-    frontiers = found.frontiers
+def _gap(one: GapHypothesis, data: HypothesisData) -> Outcome:
+    frontiers = data.frontiers
     seeds = _seeds_of_all(one, frontiers)
     gaps = [(frontiers.gap(*term.names, term.budget, one.price, seeds, by_family=True), term) for term in one.terms]
     rows = {"gaps": [gap_row(gap, term.weight) for gap, term in gaps]}
@@ -196,8 +196,8 @@ def _by_family(
     one: GapHypothesis | ContrastHypothesis, evidence: Evidence, estimate: Callable[[str], Estimate | None]
 ) -> Parts:
     """Return the same statistic in each family of tasks; empty if the hypothesis is about one of them."""
-    found = [(family, estimate(family)) for family in evidence.families if one.family is None]
-    return Parts("task", tuple((family, effect) for family, effect in found if effect is not None))
+    effects = [(family, estimate(family)) for family in evidence.families if one.family is None]
+    return Parts("task", tuple((family, effect) for family, effect in effects if effect is not None))
 
 
 def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
@@ -208,9 +208,9 @@ def _seeds_of_all(one: GapHypothesis, frontiers: Frontiers) -> frozenset[int]:
     return frontiers.seeds(cells, one.seeds)
 
 
-def _separate(one: SeparateHypothesis, found: HypothesisData) -> Outcome:
+def _separate(one: SeparateHypothesis, data: HypothesisData) -> Outcome:
     first, second = one.methods
-    gap = found.frontiers.gap(first, second, one.budget, seeds=one.seeds)
+    gap = data.frontiers.gap(first, second, one.budget, seeds=one.seeds)
     rows = {"gaps": [gap_row(gap)]}
     if gap.separate is None:
         shared = " They share bits, so that only their gap can be claimed." if gap.window else ""
@@ -238,10 +238,10 @@ def _bound(separate: Separate, first: str, kind: str, text: str, rows: Mapping[s
     return Outcome(estimate, text, p if usable else 1.0, judge, {**rows, "bound": True})
 
 
-def _contrast(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
+def _contrast(one: ContrastHypothesis, data: HypothesisData) -> Outcome:
     kind = one.kind
     assert kind != "lost_top_share"
-    evidence = found.in_language(one.language)
+    evidence = data.in_language(one.language)
     cells = [_cell(term, evidence) for term in one.terms]
     lost = [term for term, cell in zip(one.terms, cells, strict=True) if cell is None]
     if lost:
@@ -264,9 +264,9 @@ def _contrast(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
     return replace(_plain(estimate, one.margin, text, {}), parts=parts)
 
 
-def _count(one: ContrastHypothesis, found: HypothesisData) -> Outcome:
+def _count(one: ContrastHypothesis, data: HypothesisData) -> Outcome:
     """Return a weighted sum of shares of parameters. They are counted, not sampled: only seeds vary."""
-    counted = {(merge.method, merge.ct_tokens): merge.lost_top for merge in found.discarded}
+    counted = {(merge.method, merge.ct_tokens): merge.lost_top for merge in data.discarded}
     if lost := [term for term in one.terms if (term.name, term.budget) not in counted]:
         audit = f"{label(lost[0].name)} at {budget_name(lost[0].budget)}"
         return Outcome(None, f"Not computed: it needs the audit of {audit}.")
@@ -296,13 +296,13 @@ def _listed(values: Sequence[tuple[ScoreTerm, float]]) -> str:
     )
 
 
-def _stated(one: AnyHypothesis, found: HypothesisData, times: Mapping[str, Any] | None) -> hypotheses.Stated:
+def _stated(one: AnyHypothesis, data: HypothesisData, times: Mapping[str, Any] | None) -> hypotheses.Stated:
     """Return whether it was committed before the scores of the methods, budgets and seeds that it is about."""
     about = {(method, budget) for method, budget in named_in(one)}
-    about |= {cell for method, budget in about for cell in found.frontiers.cells(method, budget).values()}
+    about |= {cell for method, budget in about for cell in data.frontiers.cells(method, budget).values()}
     folders = [
         folder
-        for (method, budget, seed), folder in found.evidence.folders.items()
+        for (method, budget, seed), folder in data.evidence.folders.items()
         if (method, budget) in about and (one.seeds is None or seed in one.seeds)
     ]
     return hypotheses.stated(times.get(one.id) if times is not None else "unknown", hypotheses.first_scored(folders))

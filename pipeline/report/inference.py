@@ -73,10 +73,6 @@ class Estimate:
             return float(self.value <= threshold + ROUNDING)
         return 1.0 if self.error == inf else min(1.0, 2 * below((threshold - self.value) / self.error, self.dof))
 
-    def p_within(self, margin: float) -> float:
-        """Return the p-value of a true difference of `margin` or more either way: twice the larger one-sided."""
-        return max(self.p_above(-margin), self.negated.p_above(-margin))
-
 
 @dataclass(frozen=True)
 class Parts:

@@ -130,14 +130,14 @@ def is_one(folder: Path) -> bool:
 
 def _models(folder: Path) -> list[Path]:
     """Return the folders of its models: itself, or those in it."""
-    places = (place for depth in DEPTHS for place in (sorted(folder.glob(depth)) if depth else [folder]))
-    return [place for place in places if _runs(place)]
+    folders = (model for depth in DEPTHS for model in (sorted(folder.glob(depth)) if depth else [folder]))
+    return [model for model in folders if _runs(model)]
 
 
-def _runs(place: Path) -> list[Path]:
+def _runs(model: Path) -> list[Path]:
     """Return the files of results in a folder of a model, the newest last."""
-    found = [path for path in place.glob("*.json") if RESULTS.match(path.name) or path.name.startswith("results_")]
-    return sorted(found, key=lambda path: (_date(path), path.name))
+    files = [path for path in model.glob("*.json") if RESULTS.match(path.name) or path.name.startswith("results_")]
+    return sorted(files, key=lambda path: (_date(path), path.name))
 
 
 def read(folder: Path, out: Path) -> list[Evaluation]:
@@ -151,27 +151,27 @@ def scored(folder: Path, out: Path) -> list[Scored]:
     Of several runs, each task is read from the newest that scored it, with what that run states of its metrics.
     Raises BadInput if samples were not logged, or are not as lm-eval writes them.
     """
-    found = []
-    for place in _models(folder):
-        results: list[tuple[str, Results]] = [(_date(path), read_json(path, Results)) for path in _runs(place)]
+    models = []
+    for source in _models(folder):
+        results: list[tuple[str, Results]] = [(_date(path), read_json(path, Results)) for path in _runs(source)]
         newest: dict[str, tuple[Path, str]] = {}
-        for path in sorted(place.glob("samples_*.jsonl"), key=lambda path: path.name):
+        for path in sorted(source.glob("samples_*.jsonl"), key=lambda path: path.name):
             if match := SAMPLES.search(path.name):
                 newest[match["task"]] = path, match["date"]  # names end in the date, so that the last is the newest
         if not newest:
-            raise BadInput(f"{place}: has no samples_*.jsonl. Run lm-eval with --log_samples.")
-        model = str(results[-1][1].get("model_name") or place.name).rstrip("/")
+            raise BadInput(f"{source}: has no samples_*.jsonl. Run lm-eval with --log_samples.")
+        model = str(results[-1][1].get("model_name") or source.name).rstrip("/")
         parts = tuple(part for part in re.split(r"/+", model) if part not in ("", "."))
-        name = parts[-1] if parts else place.name
+        name = parts[-1] if parts else source.name
         for word in (*parts, *newest):
             if not word.isprintable():  # a picture cannot contain it
-                raise BadInput(f"{place}: the name of a model or task must contain letters, got {word!r}. Rename it.")
+                raise BadInput(f"{source}: the name of a model or task must contain letters, got {word!r}. Rename it.")
         tasks = {task: (path, Metrics.of(_run(results, date, task), task)) for task, (path, date) in newest.items()}
         evaluation = Evaluation(name, 0, 0, _write(tasks, out / str(len(list(out.glob("*"))))))
-        above = place if place == folder else place.parent  # a folder of a model is named by the model
-        where = (place.name, *(part for part in above.resolve().parts if part != "/"))
-        found.append(Scored(evaluation, (*where, *(parts or (name,)))))
-    return found
+        above = source if source == folder else source.parent  # a folder of a model is named by the model
+        where = (source.name, *(part for part in above.resolve().parts if part != "/"))
+        models.append(Scored(evaluation, (*where, *(parts or (name,)))))
+    return models
 
 
 def _date(path: Path) -> str:
@@ -187,17 +187,17 @@ def _run(results: Sequence[tuple[str, Results]], date: str, task: str) -> Result
     return next((run for _, run in reversed(results) if task in run.get("configs", {})), results[-1][1])
 
 
-def apart(found: Sequence[Scored]) -> list[Evaluation]:
+def apart(models: Sequence[Scored]) -> list[Evaluation]:
     """Name evaluations of models of one name by the part of their paths that differs: `a/step-500`.
 
     Raises BadInput for a folder that was given twice.
     """
-    names = [_apart(one, [other for other in found if other is not one]) for one in found]
+    names = [_apart(one, [other for other in models if other is not one]) for one in models]
     if len(set(names)) < len(names):
-        names = ["/".join(one.parts) for one in found]
+        names = ["/".join(one.parts) for one in models]
     return [
         Evaluation(name, one.evaluation.ct_tokens, one.evaluation.seed, one.evaluation.folder)
-        for name, one in zip(names, found, strict=True)
+        for name, one in zip(names, models, strict=True)
     ]
 
 

@@ -159,8 +159,8 @@ class Evidence:
         rows = [[(weight, kinds[cell, seed][kind, of]) for kind, of, cell, weight in terms] for seed in chosen]
         values = [sum(weight * each.value for weight, each in row) for row in rows]
         names = dict.fromkeys(name for names in {each.documents for _, each in rows[0]} for name in names)
-        place = {name: index for index, name in enumerate(sorted(names))}
-        moves = np.asarray([np.sum([weight * _placed(each, place) for weight, each in row], axis=0) for row in rows])
+        index_of = {name: index for index, name in enumerate(sorted(names))}
+        moves = np.asarray([np.sum([weight * _placed(each, index_of) for weight, each in row], axis=0) for row in rows])
         counted = [each.n for (_, each), (kind, *_) in zip(rows[0], terms, strict=True) if kind in OF_ITEMS]
         return two_way_clustered(values, moves, rows[0][0][1].n, RULE_OF_THREE / counted[0] if counted else 0.0)
 
@@ -223,12 +223,12 @@ def samples_by_kind(folder: Path, language: str) -> dict[Kind, Samples]:
     }
 
 
-def _placed(each: Measured, place: Mapping[str, int]) -> NDArray[np.float64]:
+def _placed(each: Measured, index_of: Mapping[str, int]) -> NDArray[np.float64]:
     """Return the influences of documents at the places of their names, 0 elsewhere."""
-    if len(each.documents) == len(place):
+    if len(each.documents) == len(index_of):
         return each.influence
-    moved = np.zeros(len(place))
-    moved[[place[name] for name in each.documents]] = each.influence
+    moved = np.zeros(len(index_of))
+    moved[[index_of[name] for name in each.documents]] = each.influence
     return moved
 
 
@@ -281,7 +281,7 @@ def measured(kind: Kind, samples: Samples, named: Collection[str] = ()) -> Measu
 def _measured_corpus(samples: Samples, named: Collection[str]) -> Measured:
     """Return the unweighted mean over tasks of the score of summed counts, and each document's influence on it."""
     names = sorted({_document(sample, named) for sample in samples})
-    place = {name: index for index, name in enumerate(names)}
+    index_of = {name: index for index, name in enumerate(names)}
     values, influences = [], []
     for task in dict.fromkeys(sample["task"] for sample in samples):
         rows = [sample for sample in samples if sample["task"] == task]
@@ -292,7 +292,7 @@ def _measured_corpus(samples: Samples, named: Collection[str]) -> Measured:
         if n > 1:
             left_out = np.asarray([score(total - row) for row in counts])
             for row, change in zip(rows, (left_out.mean() - left_out) * (n - 1) / n, strict=True):
-                moved[place[_document(row, named)]] += change
+                moved[index_of[_document(row, named)]] += change
         influences.append(moved)
     return Measured(float(np.mean(values)), np.asarray(np.mean(influences, axis=0)), len(samples), tuple(names))
 
@@ -307,7 +307,7 @@ def compare(
     budgets = evidence.budgets if pairs is None else sorted({tokens for _, tokens, _ in evidence.folders})
     if pairs is None:
         pairs = [(method, baseline) for baseline in AGAINST for method in evidence.merges]
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for baseline in dict.fromkeys(baseline for _, baseline in pairs):
         for budget in budgets:
             reference = (baseline, budget if evidence.has(baseline, budget) else 0)
@@ -316,7 +316,7 @@ def compare(
                     continue
                 for kind in KINDS:
                     if (difference := evidence.difference(kind, [(method, budget)], [reference])) is not None:
-                        found.append(
+                        comparisons.append(
                             Comparison(
                                 ct_tokens=budget,
                                 method=method,
@@ -327,8 +327,8 @@ def compare(
                                 least_seeds=least_seeds,
                             )
                         )
-    adjusted = holm([each.p_adjusted for each in found])
-    return [replace(each, p_adjusted=p) for each, p in zip(found, adjusted, strict=True)]
+    adjusted = holm([each.p_adjusted for each in comparisons])
+    return [replace(each, p_adjusted=p) for each, p in zip(comparisons, adjusted, strict=True)]
 
 
 def across(methods: Sequence[str], given: bool) -> list[tuple[str, str]] | None:

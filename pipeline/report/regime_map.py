@@ -58,7 +58,7 @@ def spots(regime: str, sources: Sources) -> list[Spot]:
     """
     evidence = Evidence(sources.evaluations, sources.info.language)
     chosen = merges.read_choices(sources.choices)
-    found = []
+    listed = []
     for budget in evidence.budgets:
         leader = builtin_claims.leader_at(budget, chosen, evidence)
         if leader is None or not evidence.has(BASELINE, budget):
@@ -70,7 +70,7 @@ def spots(regime: str, sources: Sources) -> list[Spot]:
         dev = mean(on_dev[leader]) - mean(on_dev[BASELINE]) if all(on_dev.values()) else None
         if gains.keys() == SHOWN.keys():
             norms = mean(merges.norm_ratios(sources.audits, leader, budget))
-            found.append(
+            listed.append(
                 Spot(
                     language=sources.info.language_name,
                     regime=regime,
@@ -81,25 +81,25 @@ def spots(regime: str, sources: Sources) -> list[Spot]:
                     gains=gains,
                 )
             )
-    return found
+    return listed
 
 
 def write(regimes: Sequence[tuple[str, Sources]], folder: Path) -> list[str]:
     """Write map.csv, map.svg, .pdf and .png; the map as lines for a terminal. Nothing where no spot is known."""
-    found = [spot for regime, sources in regimes for spot in spots(regime, sources)]
-    if not found:
+    listed = [spot for regime, sources in regimes for spot in spots(regime, sources)]
+    if not listed:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "map.csv", csv_text(frame(list(found[0].row()), (spot.row() for spot in found))))
-    languages = dict.fromkeys(spot.language for spot in found)
+    write_atomic(folder / "map.csv", csv_text(frame(list(listed[0].row()), (spot.row() for spot in listed))))
+    languages = dict.fromkeys(spot.language for spot in listed)
     panels = [
-        (f"{language}: {title}", _panel([spot for spot in found if spot.language == language], kind, number == 0))
+        (f"{language}: {title}", _panel([spot for spot in listed if spot.language == language], kind, number == 0))
         for number, (language, (kind, title)) in enumerate(
             (language, shown) for language in languages for shown in SHOWN.items()
         )
     ]
     picture = figures.write(figures.beside(panels), folder, "map")
-    return [*(_line(spot) for spot in found), str(picture)]
+    return [*(_line(spot) for spot in listed), str(picture)]
 
 
 def _line(spot: Spot) -> str:
@@ -108,7 +108,7 @@ def _line(spot: Spot) -> str:
     return f"{where}: {label(spot.merge)} against CT-then-SFT: {numbers}"
 
 
-def _panel(found: Sequence[Spot], kind: Kind, labelled: bool) -> Spec:
+def _panel(listed: Sequence[Spot], kind: Kind, labelled: bool) -> Spec:
     """Return a heat map of one kind in one language, one row per regime and one column per budget."""
     rows = [
         {
@@ -117,9 +117,9 @@ def _panel(found: Sequence[Spot], kind: Kind, labelled: bool) -> Spec:
             "gain": spot.gains[kind].value,
             "text": f"{spot.gains[kind].value:+.3f}",
         }
-        for spot in found
+        for spot in listed
     ]
-    most = max(abs(spot.gains[kind].value) for spot in found) or 1.0
+    most = max(abs(spot.gains[kind].value) for spot in listed) or 1.0
     regimes, budgets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("regime", "budget"))
     return {
         "$schema": SCHEMA,

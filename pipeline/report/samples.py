@@ -104,18 +104,18 @@ def pick_generated(evaluations: Iterable[Evaluation], languages: Sequence[str]) 
     languages: of the tasks, in the order in which they are shown. Methods as in `pick`.
     """
     scored, _, _ = shown_folders(evaluations)
-    found: dict[Key, tuple[Mapping[str, Any], dict[str, GeneratedAnswer]]] = {}
+    by_item: dict[Key, tuple[Mapping[str, Any], dict[str, GeneratedAnswer]]] = {}
     for method, folder in scored.items():
         of_task = {row["task"]: row["language"] for row in read_scores(folder)}
         for sample in read_samples(folder):
             if isinstance(sample.get("answer"), str) and of_task.get(sample["task"]) in languages:
                 key = (sample["task"], of_task[sample["task"]], sample["id"])
-                _, answers = found.setdefault(key, (sample, {}))
+                _, answers = by_item.setdefault(key, (sample, {}))
                 answers[method] = GeneratedAnswer(sample["answer"], sample.get("score"))
     picked: list[GeneratedItem] = []
-    for task, language in sorted({key[:2] for key in found}, key=lambda pair: (languages.index(pair[1]), pair[0])):
-        keys = sorted((key for key in found if key[0] == task), key=_hash)[:GENERATED_ITEMS]
-        for row, answers in (found[key] for key in keys):
+    for task, language in sorted({key[:2] for key in by_item}, key=lambda pair: (languages.index(pair[1]), pair[0])):
+        keys = sorted((key for key in by_item if key[0] == task), key=_hash)[:GENERATED_ITEMS]
+        for row, answers in (by_item[key] for key in keys):
             target = row["target"][0] if isinstance(row["target"], list) and row["target"] else row["target"]
             picked.append(
                 GeneratedItem(

@@ -41,7 +41,7 @@ class Sources:
     """The inputs of a report as paths.
 
     stages: a stage.json and how many cells needed the stage. items: folders of an `items` stage, of which `split` was
-    scored. leaks: a leaks.json, if leaks were looked for. untuned: of tuned methods, the first of their trials.
+    scored. contamination: a leaks.json, if it was looked for. untuned: of tuned methods, the first of their trials.
     frontier: every setting of every method's knob, if all were scored.
     """
 
@@ -52,7 +52,7 @@ class Sources:
     stages: Sequence[tuple[Path, int]] = ()
     items: Sequence[Path] = ()
     split: str = "test"
-    leaks: Path | None = None
+    contamination: Path | None = None
     untuned: Sequence[Evaluation] = ()
     frontier: Sequence[FrontierPoint] = ()
 
@@ -65,10 +65,10 @@ class Sources:
         return paths
 
     def inputs(self) -> Inputs:
-        """Read the records of stages, the items and leaks, and find the hypotheses of the experiment."""
+        """Read the records of stages, the items and contamination, and find the hypotheses of the experiment."""
         from pipeline.report import hypotheses, samples
         from pipeline.report.analysis import Inputs
-        from pipeline.report.stages import read_counts, read_stages
+        from pipeline.report.stages import new_tokens, read_counts, read_stages
 
         records = read_stages(self.stages)
         return Inputs(
@@ -77,11 +77,11 @@ class Sources:
             audits=self.audits,
             choices=self.choices,
             stages=[
-                {**record, "dev": _dev_lines(path.parent), "vocabulary": _new_tokens(path.parent)}
+                {**record, "dev": _dev_lines(path.parent), "vocabulary": new_tokens(path.parent)}
                 for path, record in records
             ],
             items=samples.read_items(self.items, self.split),
-            leaks=read_json(self.leaks) if self.leaks else None,
+            contamination=read_json(self.contamination) if self.contamination else None,
             untuned=self.untuned,
             counts=read_counts(records),
             frontier=self.frontier,
@@ -104,7 +104,7 @@ class Sources:
                 "stages": [[relative(path, folder), cells] for path, cells in self.stages],
                 "items": [relative(path, folder) for path in self.items],
                 "split": self.split,
-                "leaks": relative(self.leaks, folder) if self.leaks else None,
+                "leaks": relative(self.contamination, folder) if self.contamination else None,
                 "untuned": listed(self.untuned),
                 "frontier": [{**row, "dev": relative(row["dev"], folder)} for row in listed(self.frontier)],
             },
@@ -117,33 +117,23 @@ def _dev_lines(stage: Path) -> list[dict[str, Any]]:
     return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
 
 
-def _new_tokens(stage: Path) -> str | None:
-    """Return a sentence about the new tokens that a stage gave a model; None for other stages."""
-    from pipeline.stages.vocabulary import VOCABULARY, in_words
-
-    file = stage / VOCABULARY
-    if not file.is_file():
-        return None
-    return f"CT has {in_words(read_json(file))}. Bits per byte can be compared with the base's, loss per token cannot."
-
-
 def read(folder: Path) -> Sources:
     """Read what `save` wrote. Raises BadInput if there is none, or if results have moved."""
     try:
-        found = _read(folder)
+        sources = _read(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{folder}: {FILE} cannot be read ({error}). Pass the folder of a report, outputs/<name> or, of several "
             "languages, outputs/<name>/<language>; or run `slackmerge report` with the experiment's settings."
         ) from None
-    scored = [one.folder for one in found.evaluations] + [
-        split for one in found.frontier for split in (one.dev, one.folder)
+    scored = [one.folder for one in sources.evaluations] + [
+        split for one in sources.frontier for split in (one.dev, one.folder)
     ]
-    needed = [path for path, _ in found.stages] + [split / "scores.jsonl" for split in scored]
+    needed = [path for path, _ in sources.stages] + [split / "scores.jsonl" for split in scored]
     if lost := [path.parent for path in needed if not path.exists()]:
         more = f", and {len(lost) - 1} entries more" if len(lost) > 1 else ""
         raise BadInput(f"{folder / FILE}: {lost[0]} is missing{more}. Restore the store, or run the experiment again.")
-    return found
+    return sources
 
 
 def _read(folder: Path) -> Sources:
@@ -169,17 +159,17 @@ def _read(folder: Path) -> Sources:
         stages=[(absolute(path, folder), cells) for path, cells in kept["stages"]],
         items=[absolute(path, folder) for path in kept["items"]],
         split=kept["split"],
-        leaks=absolute(kept["leaks"], folder) if kept["leaks"] else None,
+        contamination=absolute(kept["leaks"], folder) if kept["leaks"] else None,
         untuned=rows(Evaluation, "untuned"),
         frontier=rows(FrontierPoint, "frontier", "dev"),
     )
 
 
-def regimes_of(found: Sequence[Sources]) -> dict[str, Sources] | None:
+def regimes_of(reports: Sequence[Sources]) -> dict[str, Sources] | None:
     """Return reports of one experiment by their regimes; None if several experiments, or two of one regime."""
-    by_regime = {sources.info.regime: sources for sources in found if sources.info.regime}
-    one_experiment = len({sources.info.title for sources in found}) == 1
-    return by_regime if one_experiment and len(by_regime) == len(found) > 1 else None
+    by_regime = {sources.info.regime: sources for sources in reports if sources.info.regime}
+    one_experiment = len({sources.info.title for sources in reports}) == 1
+    return by_regime if one_experiment and len(by_regime) == len(reports) > 1 else None
 
 
 def together(reports: Mapping[str, Sources]) -> Sources:
@@ -246,11 +236,11 @@ def render_folders(folders: Sequence[Path], out: Path | None = None) -> ReportPa
 
 def _by_title(folders: Sequence[Path]) -> dict[str, Sources]:
     """Return reports by regime if they are of one experiment, else by experiment, or by folder if that is taken."""
-    found = [read(folder) for folder in folders]
-    if regimes := regimes_of(found):
+    reports = [read(folder) for folder in folders]
+    if regimes := regimes_of(reports):
         return regimes
     titled: dict[str, Sources] = {}
-    for folder, sources in zip(folders, found, strict=True):
+    for folder, sources in zip(folders, reports, strict=True):
         title = sources.info.title
         titled[str(folder) if title in titled else title] = sources
     return titled

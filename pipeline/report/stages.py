@@ -106,13 +106,13 @@ class StageRecords:
     @property
     def checksums(self) -> list[tuple[Record, str, str]]:
         """Of each stage that reads or trains: its record, its largest file and the file's SHA-256."""
-        found = []
+        rows = []
         for record in self.records:
             files = record.get("files") or {}
             if files and STAGE_TYPES[record["kind"]].resource in ("data", "train"):
                 name = max(files, key=lambda file: (files[file]["bytes"], file))
-                found.append((record, name, str(files[name]["sha256"])))
-        return found
+                rows.append((record, name, str(files[name]["sha256"])))
+        return rows
 
     @property
     def performances(self) -> list[tuple[str, ...]]:
@@ -207,8 +207,8 @@ def _made_of(record: Record, by_key: Mapping[str, Record]) -> dict[str, Record |
     for role, parent in (record.get("parents") or {}).items():
         # a decay continues its trunk, whose tokens and time its own record has
         if parent["kind"] in MADE_OF and role != "trunk" and not role.startswith(SEARCH):
-            found = by_key.get(parent["key"])
-            made |= {parent["key"]: found, **(_made_of(found, by_key) if found else {})}
+            training = by_key.get(parent["key"])
+            made |= {parent["key"]: training, **(_made_of(training, by_key) if training else {})}
     return made
 
 
@@ -283,3 +283,14 @@ def prices(tradeoff: DataFrame, found: Mapping[tuple[str, int], Cost]) -> Prices
     names = {row[0] for row in rows}
     compared = "ct_then_sft" in names and any(name not in BASELINES for name in names)
     return Prices(frame(PRICE_COLUMNS, rows if compared else []), unit)
+
+
+def new_tokens(stage: Path) -> str | None:
+    """Return a sentence about the new tokens that a stage gave a model; None for other stages."""
+    from pipeline.stages.vocabulary import VOCABULARY, new_tokens_in_words
+
+    file = stage / VOCABULARY
+    if not file.is_file():
+        return None
+    described = new_tokens_in_words(read_json(file))
+    return f"CT has {described}. Bits per byte can be compared with the base's, loss per token cannot."

@@ -144,7 +144,7 @@ def _trained_and_merged(scores: DataFrame) -> list[str]:
 
 
 def _score_terms(scores: DataFrame, info: ReportInfo) -> list[tuple[str, str]]:
-    found = []
+    terms = []
     shown = {measure.name: measure for measure in measures(scores, info.language)}
     accuracy = shown.get(OVERALL[0])
     if accuracy is not None:
@@ -154,10 +154,10 @@ def _score_terms(scores: DataFrame, info: ReportInfo) -> list[tuple[str, str]]:
         items = f"{max(own[own.task == accuracy.task].n):,} {info.language_name} test items in {len(tasks)} task"
         chance = f" Guessing gives {accuracy.chance:.3f}." if accuracy.chance is not None else ""
         plural = "s" if len(tasks) != 1 else ""
-        found.append(
+        terms.append(
             ("accuracy", f"The share of {items}{plural}{named} that a model answers correctly.{chance}"),
         )
     if "bits per byte" in shown:
         text = f"How badly a model predicts {info.language_name} text that it has not read. Lower is better."
-        found.append(("bits per byte", text))
-    return found
+        terms.append(("bits per byte", text))
+    return terms

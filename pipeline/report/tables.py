@@ -51,10 +51,10 @@ def intervals_md(scores: DataFrame, info: ReportInfo) -> str:
     budgets = budgets_of(scores)
     parts = [f"# {info.language_name}, experiment {info.title}\n\nMeans over seeds [95% intervals over items]."]
     for measure in _overall(scores, info):
-        found = points(scores, measure)
+        of_measure = points(scores, measure)
         lines = [f"| {measure.name} | {' | '.join(map(budget_name, budgets))} |", f"|---|{'---:|' * len(budgets)}"]
-        titles = labels(methods_in_order(method for method, _ in found.index))
-        cells = grid(found, lambda point: f"{_in_bold(point)} {_interval(point)}", list(titles), budgets)
+        titles = labels(methods_in_order(method for method, _ in of_measure.index))
+        cells = grid(of_measure, lambda point: f"{_in_bold(point)} {_interval(point)}", list(titles), budgets)
         lines += [f"| {titles[method]} | {' | '.join(texts)} |" for method, texts in cells.items()]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"

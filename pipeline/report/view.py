@@ -138,7 +138,7 @@ class PageView:
     selected: Sequence[Selected]
     sft_settings: str | None
     text: Sequence[tuple[int, Sequence[tuple[str, DataExposure]]]]
-    leaks: Mapping[str, Any] | None
+    contamination: Mapping[str, Any] | None
     stages: StageRecords
     configs: Sequence[tuple[str, str]]
     script_data: dict[str, Any]
@@ -174,7 +174,7 @@ def page_view(found: Analysis) -> PageView:
             (budget, [(info.languages.get(e.language, e.language), e) for e in found.exposure if e.budget == budget])
             for budget in dict.fromkeys(exposure.budget for exposure in found.exposure)
         ],
-        leaks=found.leaks,
+        contamination=found.contamination,
         stages=found.stages,
         configs=configs_text(info.configs),
         script_data=script_data(

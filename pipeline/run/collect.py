@@ -118,7 +118,7 @@ def _sources(cells: Sequence[Cell], entries: Entries, arguments: Sequence[str]) 
     config = cells[0].config
     leading = {name for name, method in config.merge.methods.items() if method.leads}
     judged = [cell.ct.tokens for cell in tuning_cells(config)]
-    leaks = cells[0].leaks and entries.get(cells[0].leaks.key)
+    contamination = cells[0].contamination and entries.get(cells[0].contamination.key)
     uses = Counter(stage.key for cell in cells for stage in cell.stages)
     done = [(entries[key].path / RECORD, count) for key, count in uses.items() if key in entries]
     return Sources(
@@ -132,7 +132,7 @@ def _sources(cells: Sequence[Cell], entries: Entries, arguments: Sequence[str]) 
         stages=done,
         items=[entries[stage.key].path for stage in cells[0].stages if stage.kind == "items" and stage.key in entries],
         split=config.eval.split,
-        leaks=leaks.path / "leaks.json" if leaks else None,
+        contamination=contamination.path / "leaks.json" if contamination else None,
         untuned=[Evaluation(*cell, path) for cell, path in published(lambda cell: cell.untuned).items()],
         frontier=_frontier(cells, entries),
     )

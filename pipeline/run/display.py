@@ -154,11 +154,11 @@ class RunView:
             self._failures[stage.key] = event["message"]
         if name == "published" or name in journal.FAILURES:
             self._running.pop(stage.key, None)
-        if (text := self._in_words(event, stage)) is None:
+        if (text := self._event_in_words(event, stage)) is None:
             return None
         return f"[{len(self._finished):{len(str(len(self.stages)))}}/{len(self.stages)}] {stage}: {text}"
 
-    def _in_words(self, event: Mapping[str, Any], stage: Stage) -> str | None:
+    def _event_in_words(self, event: Mapping[str, Any], stage: Stage) -> str | None:
         match event["event"]:
             case "started":
                 seconds = amount(stage, event["resumed_tokens"]) * self.estimates.rate(stage.type)

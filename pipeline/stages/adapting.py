@@ -181,7 +181,7 @@ def measure(asked: str, config: Config) -> str:
         return asked
     if config.eval.tasks or config.eval.include_path:
         return TASKS
-    return "acc" if config.eval.families else "bits_per_byte"
+    return "acc" if config.families else "bits_per_byte"
 
 
 CANDIDATES, OUTCOME = "candidates.jsonl", "outcome.json"

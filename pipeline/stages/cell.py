@@ -23,8 +23,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from common.errors import BadInput
 from merge.recipe import UNION_OF
-from pipeline.baselines import BASELINES, FROZEN, depends_on_ct_budget
+from pipeline.baselines import BASELINES, FROZEN, VARIANT, depends_on_ct_budget
 from pipeline.config import Config, Method
 from pipeline.old_names import in_store
 from pipeline.search import Bounds
@@ -64,6 +65,7 @@ class Cell:
     that dev scores select, the stage with the selection. untuned: evals of tuned methods by their first trial.
     frontier: of methods with a knob, all trials, none of which was selected. adapt: where one model is selected and
     written, what that takes; merges are then scored on dev alone. left_out: methods that have no use for the pair.
+    variants: of each variant by name its config, and its CT with what that needs.
     """
 
     config: Config
@@ -73,10 +75,11 @@ class Cell:
     checkpoints: Mapping[str, Stage] = field(default_factory=dict)
     chosen: Mapping[str, Stage] = field(default_factory=dict)
     untuned: Mapping[str, Stage] = field(default_factory=dict)
-    leaks: Stage | None = None
+    contamination: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
     left_out: tuple[str, ...] = ()
+    variants: Mapping[str, Cell] = field(default_factory=dict)
 
     @property
     def language(self) -> str:
@@ -105,20 +108,20 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     requested, config = config, adapting.for_its_pair(config, inputs)
     planner = CellPlanner(config, inputs)
     methods = {} if config.adapt else config.merge.methods
-    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.unmerged}
+    checkpoints = {name: planner.checkpoint(name) for name in BASELINES if name in config.eval.baselines}
     merges = {name: planner.merge(name) for name in methods}
     evals = {name: planner.eval_of_checkpoint(name) for name in checkpoints}
     evals |= {name: planner.eval_of_merge(name, merges[name], merges[name].slug) for name in methods}
     chosen = {name: selection_stage(merges[name]) for name in methods if planner.is_tuned(name)}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
-    untuned = plan_untuned(planner, chosen) if config.eval.untuned else {}
+    untuned = plan_untuned(planner, chosen) if config.eval.default_settings else {}
     frontier = plan_frontier(planner, evals) if config.scores_knobs else {}
     adapt = adapting.plan_adaptation(planner, evals, checkpoints) if config.adapt else None
-    leaks = plan_contamination(config, inputs, planner.data) if config.eval.leaks else None
+    contamination = plan_contamination(config, inputs, planner.data) if config.eval.contamination else None
     goals = [
         *checkpoints.values(),
-        *([leaks] if leaks else []),
+        *([contamination] if contamination else []),
         *evals.values(),
         *untuned.values(),
         *(stage for points in frontier.values() for point in points for stage in (point.dev, point.test)),
@@ -133,10 +136,14 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         checkpoints=checkpoints,
         chosen=chosen,
         untuned=untuned,
-        leaks=leaks,
+        contamination=contamination,
         frontier=frontier,
         adapt=adapt,
         left_out=tuple(name for name in requested.merge.methods if name not in config.merge.methods),
+        variants={
+            name: Cell(config=variant.config, stages=in_order([variant.ct]))
+            for name, variant in planner.variants.items()
+        },
     )
 
 
@@ -184,11 +191,16 @@ def plan_frontier(planner: CellPlanner, evals: Mapping[str, Stage]) -> dict[str,
 
 @dataclass(frozen=True, eq=False)
 class CellPlanner:
-    """Plans the stages of a cell, each when it is asked for. text: of the language, if it is planned already."""
+    """Plans the stages of a cell, each when it is asked for.
+
+    text: of the language, if it is planned already. variant, start: of a variant its name, and the base of its cell.
+    """
 
     config: Config
     inputs: Inputs
     text: Data | None = None
+    variant: str = ""
+    start: Stage | None = None
 
     @cached_property
     def data(self) -> Data:
@@ -207,15 +219,28 @@ class CellPlanner:
         dev = self.config.eval.model_copy(update={"split": "dev", "limit": self.config.eval.tune_limit})
         return CellPlanner(self.config.model_copy(update={"eval": dev}), self.inputs, self.data)
 
-    # --- checkpoints; pipeline/baselines.py names them ---
+    @cached_property
+    def variants(self) -> dict[str, CellPlanner]:
+        """Return the planners of the variants; their CT starts from this cell's base."""
+        inputs = self.inputs.variants
+        return {
+            name: CellPlanner(config, inputs.get(name, Inputs()), variant=name, start=self.base)
+            for name, config in self.config.variant_configs.items()
+        }
+
+    # --- checkpoints; pipeline/baselines.py names them, and merge.checkpoints further ones ---
 
     def checkpoint(self, name: str) -> Stage:
-        """Return the stage of a baseline."""
-        return BASELINES[name].plan(self)
+        """Return the stage of a baseline, of a variant's CT, or of a checkpoint from outside that merges name."""
+        baseline, _, variant = name.partition(VARIANT)
+        if baseline in BASELINES:
+            return BASELINES[baseline].plan(self.variants[variant] if variant else self)
+        known, special = self.inputs.checkpoints.get(name), f"checkpoints.{name}" in self.inputs.special_tokens
+        return given_model(name, self.config.merge.checkpoints[name], known, special)
 
     @cached_property
     def base(self) -> Stage:
-        return plan_base(self.config, self.inputs, self.data)
+        return self.start or plan_base(self.config, self.inputs, self.data)
 
     def extended(self, model: Stage) -> Stage:
         """Return a model with `model.new_tokens` for the language; the model itself if there are none."""
@@ -231,7 +256,8 @@ class CellPlanner:
         language, source = self.config.language.code, self.config.ct_source
         if source:
             return given_model(f"ct-{language}", source, self.inputs.ct, "ct" in self.inputs.special_tokens)
-        return plan_ct(f"{language}-{self.budget}", self.config, self.ct_parents(self.ct_base))
+        text = language if self.variant in ("", language) else f"{language}-{self.variant}"
+        return plan_ct(f"{text}-{self.budget}", self.config, self.ct_parents(self.ct_base))
 
     @cached_property
     def sft(self) -> Stage:
@@ -278,8 +304,8 @@ class CellPlanner:
 
     @cached_property
     def sft_with_replay(self) -> Stage:
-        """SFT on CT, with `sft.arm_replay_share` of running English among the instructions."""
-        sft = self.config.sft.model_copy(update={"replay_share": self.config.sft.arm_replay_share})
+        """SFT on CT, with `sft.arm_replay_fraction` of running English among the instructions."""
+        sft = self.config.sft.model_copy(update={"replay_fraction": self.config.sft.arm_replay_fraction})
         return self.sft_on_ct(self.config.model_copy(update={"sft": sft}), "en", "-replay")
 
     @cached_property
@@ -290,8 +316,8 @@ class CellPlanner:
     @cached_property
     def merge_then_sft(self) -> Stage:
         """SFT on the weights of a merge."""
-        assert self.config.merge.then_sft is not None
-        merged = self.weights(self.config.merge.then_sft)
+        assert self.config.merge.sft_after_merge is not None
+        merged = self.weights(self.config.merge.sft_after_merge)
         tokenizer = merged if self.config.model.new_tokens else self.base
         parents = {"model": merged, "blocks": self.sft_parents(tokenizer)["blocks"]}
         return plan_sft(f"en-after-{merged.slug}", self.config, parents)
@@ -370,8 +396,15 @@ class CellPlanner:
 
     def parents(self, method: Method) -> dict[str, Stage]:
         """Return what a merge is made of, by role: what task vectors are taken from, and the merged ones."""
-        merged = [self.checkpoint(name) for name in method.checkpoints]
-        return {"model": self.checkpoint(method.from_), **dict(zip(method.of, merged, strict=True))}
+        merged = dict(zip(method.of, map(self.checkpoint, method.checkpoints), strict=True))
+        for role, stage in merged.items():
+            same = next((other for other in merged if other != role and merged[other].key == stage.key), None)
+            if same and VARIANT in role:
+                raise BadInput(
+                    f"variants.{role.partition(VARIANT)[2]}: nothing that CT depends on differs from {same}. Set"
+                    " another language, text or training, or merge one of them."
+                )
+        return {"model": self.checkpoint(method.from_), **merged}
 
     def recipes(self, method: Method) -> list[Trial]:
         """Return the trials of a method, with what every merge takes whole from the chat model, and whose tokens."""
@@ -414,6 +447,15 @@ class CellPlanner:
         known = in_store(name)
         known = known.replace("_", "-") if name in BASELINES else known
         return f"{config.language.code}-{known}{budget}-s{config.seed}"
+
+
+def owners(cells: Sequence[Cell]) -> dict[str, Config]:
+    """Return by stage the config that it is planned by: the first cell's that has it, or the variant's."""
+    found: dict[str, Config] = {}
+    for cell in reversed(cells):
+        for each in (cell, *cell.variants.values()):
+            found |= {stage.key: each.config for stage in each.stages}
+    return found
 
 
 def merged(cells: Iterable[Cell]) -> tuple[Stage, ...]:

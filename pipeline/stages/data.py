@@ -266,9 +266,13 @@ def plan_sft_blocks(config: Config, data: Data, base: Stage, language: str = "en
     """Plan what SFT learns: instructions in English, or for the upper bound in the language, and replay in the same."""
     sft = config.sft
     settings = SftBlocksSettings.pick(sft, config, language=language, chat=chat_settings(config, data.template))
-    instructions = data.instructions if language == "en" else plan_target_instructions(config, data)
+    in_english = language == "en"
+    if not config.families and not (in_english and (sft.path or sft.hub)):
+        remedy = "set sft.path or sft.hub" if in_english else "leave target_sft out of eval.baselines"
+        raise BadInput(f"{config.no_families} SFT needs instructions, which families make. Name a family, or {remedy}.")
+    instructions = data.instructions if in_english else plan_target_instructions(config, data)
     parents = {"items": instructions, "model": base}
-    if sft.replay_share or not sft.hub:
+    if sft.replay_fraction or not sft.hub:
         parents["corpus"] = data.corpus
     options = WorkerOptions(workers=workers(config))
     return Stage(SFT_BLOCKS, f"{language}-s{config.seed}", settings, parents, options)

@@ -17,7 +17,7 @@ from common.settings import Settings
 from eval.prompting import Generation
 from eval.settings import ScoringSettings, TaskSettings
 from merge.recipe import UNION_OF
-from pipeline.baselines import BASELINES
+from pipeline.baselines import MODEL, VARIANT, merged_roles
 from pipeline.config import Config
 from pipeline.stages.data import Data, source_folders, workers
 from pipeline.stages.stage import Inputs, Stage, StageType
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from merge import Recipe
     from pipeline.execute import Job
 
-MODEL = "model"  # the role of what task vectors start from
 NOT_INSTRUCTED = ("base", "ct")  # baselines that learnt no instructions: their templates, if any, are the base's
 OTHERWISE = "otherwise"  # the role of what stands for a checkpoint that is selected among others, if it is not written
 ANSWERS = "answers.jsonl"
@@ -139,6 +138,7 @@ def run_contamination(job: Job[ContaminationSettings, ContaminationOptions]) -> 
     contamination.find_contamination(item_texts(tasks), files, job.out, job.work, job.options.workers)
 
 
+# The kind and the files keep the name that they had before 0.2, so that stores stay valid.
 CONTAMINATION = StageType("leaks", run_contamination, 1, "data", 10, shared=True)
 
 
@@ -256,7 +256,7 @@ def load_tasks(job: Job[Any, Any], settings: EvalSettings | ContaminationSetting
         job.folders["corpus"],
         settings.split,
         settings.limit,
-        settings.excerpt,
+        settings.max_chars,
         include_path,
         settings.tasks,
         settings.language,
@@ -270,7 +270,7 @@ def task_set(
     corpus: Path,
     split: str,
     limit: int | None,
-    excerpt: int | None,
+    max_chars: int | None,
     include_path: str | None = None,
     names: tuple[str, ...] = (),
     language: str | None = None,
@@ -285,7 +285,7 @@ def task_set(
         corpus / "text",
         split=split,
         limit=limit,
-        excerpt=excerpt,
+        max_chars=max_chars,
         include_path=None if include_path is None else Path(include_path),
         names=names,
         language=task_set.UNDETERMINED if language is None else language,
@@ -295,7 +295,7 @@ def task_set(
 
 def checkpoints(job: Job[Any, Any]) -> dict[str, Path]:
     """Return the checkpoints that a merge is made of, by role."""
-    return {name: job.checkpoint(name) for name in job.stage.parents if name in BASELINES or name == MODEL}
+    return {name: job.checkpoint(name) for name in (MODEL, *merged_roles(job.stage.parents))}
 
 
 def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) -> str:
@@ -309,8 +309,8 @@ def speaker(folders: Mapping[str, Path], chat: str, named: str | None = None) ->
         return str(named)
     if chat == "none":
         return MODEL
-    merged = [name for name in folders if name in BASELINES]
-    by_instructions = sorted(merged, key=lambda name: name in NOT_INSTRUCTED)
+    merged = merged_roles(folders)
+    by_instructions = sorted(merged, key=lambda name: name.partition(VARIANT)[0] in NOT_INSTRUCTED)
     return next((name for name in [*by_instructions, MODEL] if read_chat_template(folders[name])), MODEL)
 
 

@@ -158,7 +158,8 @@ class Inputs:
     tokens around a text (common/special_tokens.py). template: the text of the chat template that SFT learns; None if
     there is none, or only the network would know it. asks_date: whether a chat template that checkpoints may be scored
     by writes the date, or only the network would know it. questions: those of eval.questions; None: there are none.
-    sources: of the local folders among ct.sources, by name.
+    sources: of the local folders among ct.sources, by name. checkpoints: those of merge.checkpoints, by name; in
+    special_tokens they are `checkpoints.NAME`. variants: the inputs of each variant, by name.
     """
 
     model: str | None = None
@@ -173,6 +174,8 @@ class Inputs:
     asks_date: bool = False
     questions: tuple[str, ...] | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: Mapping[str, str | None] = field(default_factory=dict)
+    variants: Mapping[str, Inputs] = field(default_factory=dict)
 
 
 def in_order(goals: Iterable[Stage]) -> tuple[Stage, ...]:

@@ -109,7 +109,7 @@ def run_tune(job: Job[TuneSettings, ScoreOptions]) -> None:
     settings, options = job.settings, job.options
     torch.set_num_threads(options.threads)
     metric, language = settings.metric, settings.language
-    dev = scoring.task_set(job.folders["items"], job.folders["corpus"], "dev", settings.limit, settings.excerpt)
+    dev = scoring.task_set(job.folders["items"], job.folders["corpus"], "dev", settings.limit, settings.max_chars)
     tasks = selection_tasks(dev, language, metric)
     journal = job.work / TRIALS
     done = read_trials(journal)

@@ -62,13 +62,13 @@ def run_extended(job: Job[VocabularySettings, NoSettings]) -> None:
     }
     found = {"tokens": len(extension.tokens), "asked": settings.new_tokens, "first": extension.first}
     write_json(job.out / VOCABULARY, {**found, **measured, "begin": extension.tokens[:SHOWN]})
-    job.note = f": {in_words({**found, **measured})}"
+    job.note = f": {new_tokens_in_words({**found, **measured})}"
 
 
 BASE_EXTENDED = StageType("base_extended", run_extended, 1, "data", 20, shared=True)
 
 
-def in_words(found: Mapping[str, Any]) -> str:
+def new_tokens_in_words(found: Mapping[str, Any]) -> str:
     """Describe what new tokens change. found: as in vocabulary.json."""
     before, after = found["before"], found["after"]
     fewer = "" if found["tokens"] == found["asked"] else f" of {found['asked']:,}, as the text gives no more"

@@ -57,11 +57,11 @@ def trained(model: Path, text: Path, out: Path, kind: str, lora: LoraSettings | 
         blocks.mkdir(parents=True)
         if kind == "ct":
             ct = CtBlocksSettings(
-                language="xx", schedule_tokens=4 * BLOCK, block_size=BLOCK, english_share=0.25, seed=0
+                language="xx", schedule_tokens=4 * BLOCK, block_size=BLOCK, english_fraction=0.25, seed=0
             )
             packing.ct_blocks(text / "corpus", model, ct, blocks, out / "work")
         else:
-            sft = SftBlocksSettings(tokens=4 * BLOCK, block_size=BLOCK, replay_share=0.0, seed=0)
+            sft = SftBlocksSettings(tokens=4 * BLOCK, block_size=BLOCK, replay_fraction=0.0, seed=0)
             packing.sft_blocks(text / "items", None, model, sft, blocks, out / "work")
     name = f"{kind}_lora" if lora else kind
     settings = TRAINING.replace(lora=lora)

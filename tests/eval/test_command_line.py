@@ -28,8 +28,8 @@ OPTIONS = """
 --items TMP/items --batch-tokens 0               | batch_tokens: 0 must be 1 or more
 --items TMP/items --batch-tokens -7              | batch_tokens: -7 must be 1 or more
 --items TMP/items --trained-length 1             | trained_length: 1 must be 2 or more
---text TMP/text --excerpt 0                      | excerpt: 0 must be 1 or more
---text TMP/text --excerpt -5                     | excerpt: -5 must be 1 or more
+--text TMP/text --max-chars 0                    | max_chars: 0 must be 1 or more
+--text TMP/text --max-chars -5                   | max_chars: -5 must be 1 or more
 --items LONG                                     | items: x+ is not a folder
 --text LONG                                      | text: x+ is not a folder
 --include-path LONG                              | tasks: x+ is not a folder
@@ -76,10 +76,8 @@ def test_it_scores_a_folder(
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     items, text = folders
-    assert (
-        run(monkeypatch, tmp_path / "model", "--items", items, "--text", text, "--limit", 4, "--out", tmp_path / "out")
-        == 0
-    )
+    given = ("--items", items, "--text", text, "--limit", 4, "--excerpt", 60)  # the old name of --max-chars
+    assert run(monkeypatch, tmp_path / "model", *given, "--out", tmp_path / "out") == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
     assert [row["task"] for row in rows if row["primary"]] == [
         "about_nya",
@@ -89,7 +87,8 @@ def test_it_scores_a_folder(
         "mean_nya",
         "mean_en",
     ]
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "--excerpt: the name is now --max-chars." in said
     assert all(f"{row['value']:.4f}" in printed for row in rows)
 
 

@@ -136,8 +136,8 @@ def write_data(made: Prepared) -> None:
     write_jsonl(folder / "items" / "sft.jsonl", examples)
     write_jsonl(folder / "tasks" / "next_xx.test.jsonl", items)
     ct = CtBlocksSettings(
-        language="xx", schedule_tokens=settings.tokens, block_size=settings.block_size, english_share=0.25, seed=0
+        language="xx", schedule_tokens=settings.tokens, block_size=settings.block_size, english_fraction=0.25, seed=0
     )
     packing.ct_blocks(folder / "corpus", made.model, ct, folder / "ct_blocks", folder / "work")
-    sft = SftBlocksSettings(tokens=settings.tokens, block_size=settings.block_size, replay_share=0.0, seed=0)
+    sft = SftBlocksSettings(tokens=settings.tokens, block_size=settings.block_size, replay_fraction=0.0, seed=0)
     packing.sft_blocks(folder / "items", None, made.model, sft, folder / "sft_blocks", folder / "work")

@@ -100,7 +100,7 @@ def tasks(case: dict[str, Any]) -> Any:
     text = "".join(chr(97 + number % 26) for number in range(case["window"] - 1))
     lines = (json.dumps({"id": str(number), "text": text}) + "\n" for number in range(case["documents"]))
     (folder / "nya.test.jsonl").write_text("".join(lines))
-    return task_set.prepare(None, folder, split="test", limit=None, excerpt=None)
+    return task_set.prepare(None, folder, split="test", limit=None, max_chars=None)
 
 
 def score(model: Path, case: dict[str, Any]) -> None:

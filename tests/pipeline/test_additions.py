@@ -72,7 +72,7 @@ def test_a_new_baseline_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(BASELINES, "gentle", Baseline("gentle", "gentle SFT", gentle, ct_budgets=False))
     merged = "{of: [ct, gentle], recipe: {method: linear, weight: 0.5}, grid: {}}"
-    asked = ("experiment=test", "eval.unmerged=[sft,gentle]", f"+merge.methods.with_gentle={merged}")
+    asked = ("experiment=test", "eval.baselines=[sft,gentle]", f"+merge.methods.with_gentle={merged}")
     (config,) = sweep.expand(asked, multirun=False).configs
     cell = plan_cell(config, Inputs())
     gentle_sft, sft = cell.checkpoints["gentle"], cell.checkpoints["sft"]

@@ -16,8 +16,8 @@ from pipeline.stages.stage import Inputs, Stage
 from pipeline.stages.trajectory import trajectories
 from train.settings import FrozenColumns
 
-FROZEN = "eval.unmerged=[sft_then_ct_frozen]"
-TRAINED = "eval.unmerged=[base,sft,ct,ct_then_sft,sft_then_ct,target_sft]"
+FROZEN = "eval.baselines=[sft_then_ct_frozen]"
+TRAINED = "eval.baselines=[base,sft,ct,ct_then_sft,sft_then_ct,target_sft]"
 MERGED = "arm=[average_of_ct_then_sft_and_ct,average_of_base_and_sft,chat_vector,random_signs]"
 ALIKE = "merge.methods.chat_vector.grid={models.sft.weight:[1.0,0.5]}"  # as many tries as in conf/merge/test
 
@@ -53,7 +53,7 @@ def test_sft_then_ct_is_ct_with_the_same_blocks_on_top_of_sft() -> None:
 
 
 def test_frozen_columns_are_those_that_the_instructions_of_sft_need() -> None:
-    overrides = ["eval.unmerged=[ct,sft,sft_then_ct,sft_then_ct_frozen]", "ct.freeze.fraction=0.3"]
+    overrides = ["eval.baselines=[ct,sft,sft_then_ct,sft_then_ct_frozen]", "ct.freeze.fraction=0.3"]
     for cell in cells(*overrides):
         frozen, plain, sft = (
             parent(cell.evals[name], "checkpoint") for name in ("sft_then_ct_frozen", "sft_then_ct", "sft")
@@ -65,7 +65,7 @@ def test_frozen_columns_are_those_that_the_instructions_of_sft_need() -> None:
 
 
 def test_the_fraction_of_frozen_columns_is_a_knob() -> None:
-    overrides = ["eval.unmerged=[sft,sft_then_ct_frozen]", "eval.frontier=all", "eval.untuned=false"]
+    overrides = ["eval.baselines=[sft,sft_then_ct_frozen]", "eval.frontier=all", "eval.default_settings=false"]
     grid = "ct.freeze.grid={fraction:[0.5,0.25]}"
     for cell, alone in zip(cells(*overrides, grid), cells(*overrides), strict=True):
         points = cell.frontier["sft_then_ct_frozen"]
@@ -90,7 +90,7 @@ def test_the_fraction_of_frozen_columns_is_a_knob() -> None:
 )
 def test_a_wrong_knob_of_freezing_is_one_line(overrides: list[str], line: str) -> None:
     with pytest.raises(BadInput) as error:
-        cells("eval.unmerged=[sft,sft_then_ct_frozen]", "eval.untuned=false", *overrides)
+        cells("eval.baselines=[sft,sft_then_ct_frozen]", "eval.default_settings=false", *overrides)
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
@@ -112,7 +112,7 @@ def test_the_ceiling_is_sft_on_ct_with_instructions_in_the_language() -> None:
 
 
 def test_replay_in_sft_changes_the_share_and_no_more() -> None:
-    (cell, _) = cells("eval.unmerged=[ct_then_sft,sft_replay]")
+    (cell, _) = cells("eval.baselines=[ct_then_sft,sft_replay]")
     replay, plain = (parent(cell.evals[name], "checkpoint") for name in ("sft_replay", "ct_then_sft"))
     assert replay.settings == plain.settings and replay.parents["model"].key == plain.parents["model"].key
     differing = parent(replay, "blocks").key_content.items() ^ parent(plain, "blocks").key_content.items()
@@ -120,7 +120,7 @@ def test_replay_in_sft_changes_the_share_and_no_more() -> None:
 
 
 def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
-    small, large = cells("eval.unmerged=[ct,ct_then_sft,mixed]", "sft.block_size=128")
+    small, large = cells("eval.baselines=[ct,ct_then_sft,mixed]", "sft.block_size=128")
     arm, ct = (parent(small.evals[name], "checkpoint") for name in ("mixed", "ct"))
     assert arm.parents["model"].key == ct.parents["model"].key and arm.kind == "sft" and arm.trajectory is None
     assert parent(arm, "blocks", "ct_blocks").key == ct.parents["blocks"].key
@@ -131,7 +131,7 @@ def test_mixed_is_one_training_of_both_kinds_of_blocks() -> None:
 
 
 def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:
-    for cell in cells("eval.unmerged=[merge_then_sft]", "merge.then_sft=ties_sv_1"):
+    for cell in cells("eval.baselines=[merge_then_sft]", "merge.sft_after_merge=ties_sv_1"):
         arm = parent(cell.evals["merge_then_sft"], "checkpoint")
         assert arm.kind == "sft" and parent(arm, "model").kind == "weights"
         assert parent(arm, "model", "merge").key == cell.merges["ties_sv_1"].key
@@ -140,7 +140,8 @@ def test_merge_then_sft_trains_on_the_weights_of_the_merge() -> None:
 
 def test_every_arm_has_a_title_and_can_be_planned_together() -> None:
     planned = cells(
-        f"eval.unmerged=[{','.join(BASELINES)}]", MERGED, ALIKE, "sft.block_size=128", "merge.then_sft=ties_sv_1"
+        f"eval.baselines=[{','.join(BASELINES)}]",
+        *(MERGED, ALIKE, "sft.block_size=128", "merge.sft_after_merge=ties_sv_1"),
     )
     assert set(BASELINES) <= set(planned[0].evals)
     assert len({label(name) for name in planned[0].evals}) == len(planned[0].evals)
@@ -172,7 +173,7 @@ def test_a_merge_without_ct_is_made_once_for_all_budgets() -> None:
 
 
 def test_a_merge_is_planned_though_its_checkpoints_are_not_scored() -> None:
-    (cell, _) = cells("eval.unmerged=[ct]", "arm=[average_of_ct_then_sft_and_ct]")
+    (cell, _) = cells("eval.baselines=[ct]", "arm=[average_of_ct_then_sft_and_ct]")
     assert set(cell.evals) == {"ct", "task_arithmetic", "ties_sv_1", "average_of_ct_then_sft_and_ct"}
     assert any(stage.kind == "sft" and stage.slug.startswith("en-after-nya") for stage in cell.stages)
 
@@ -193,7 +194,7 @@ def test_jobs_wait_for_what_they_read() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["eval.unmerged=[base,sft_than_ct]"], r"^eval\.unmerged\.1=sft_than_ct: .* Did you mean sft_then_ct\?$"),
+        (["eval.baselines=[base,sft_than_ct]"], r"^eval\.baselines\.1=sft_than_ct: .* Did you mean sft_then_ct\?$"),
         (
             ["+merge.methods.ties_sv_1.of=[ct,cts]"],
             r"^merge\.methods\.ties_sv_1\.of\.1=cts: .* Did you mean ct\?$",
@@ -201,11 +202,14 @@ def test_jobs_wait_for_what_they_read() -> None:
         (["+merge.methods.ties_sv_1.of=[sft,sft]"], r"^merge\.methods\.ties_sv_1\.of=.*a checkpoint is listed twice"),
         (["+merge.methods.ties_sv_1.of=[]"], r"^merge\.methods\.ties_sv_1\.of="),
         (["+merge.methods.ties_sv_1.of=[base,ct]"], r"protect: no such model, got 'sft'. Choose one of base, ct"),
-        (["eval.unmerged=[merge_then_sft]"], r"^merge\.then_sft=null: "),
-        (["merge.then_sft=ties_sv_2"], r"^merge\.then_sft=ties_sv_2: no such merge. Did you mean ties_sv_1\?"),
+        (["eval.baselines=[merge_then_sft]"], r"^merge\.sft_after_merge=null: "),
+        (
+            ["merge.sft_after_merge=ties_sv_2"],
+            r"^merge\.sft_after_merge=ties_sv_2: no such merge. Did you mean ties_sv_1\?",
+        ),
         (["+merge.methods.ties_sv_1.of=[ct,sft,merge_then_sft]"], r"of: merge_then_sft is trained from a merge"),
-        (["eval.unmerged=[sft_replay]", "sft.replay_share=0.5"], r"^sft\.arm_replay_share=0\.5: every SFT has"),
-        (["eval.unmerged=[mixed]"], r"^sft\.block_size=256: .* Set ct\.block_size=128"),
+        (["eval.baselines=[sft_replay]", "sft.replay_fraction=0.5"], r"^sft\.arm_replay_fraction=0\.5: every SFT has"),
+        (["eval.baselines=[mixed]"], r"^sft\.block_size=256: .* Set ct\.block_size=128"),
         (["sft=flan", TRAINED], r"^sft\.hub: target_sft needs instructions in the language"),
         (["ct.source=somewhere", "ct.tokens=4096", TRAINED], r"^ct\.source=somewhere: sft_then_ct trains CT"),
         (["ct.source=somewhere", "ct.tokens=4096", FROZEN], r"^ct\.source=somewhere: sft_then_ct_frozen trains CT"),

@@ -145,7 +145,7 @@ def test_a_merge_is_scored_by_the_template_and_the_generation_config_of_its_chat
     asking = Prompting("auto", "சொல்")
     expected = harness.evaluate_folder(folder, tasks, prompting=asking)
     parents = {name: toy_stage("model", name, {"name": name}) for name in merged}
-    usual: dict[str, Any] = {"split": "test", "limit": None, "excerpt": None, "language": "tam", "tasks": ()}
+    usual: dict[str, Any] = {"split": "test", "limit": None, "max_chars": None, "language": "tam", "tasks": ()}
     settings = EvalSettings(**usual, chat="auto", system="சொல்")
     options = ScoreOptions(device="cpu", threads=1, batch_tokens=1024)
     stage = Stage(scoring.EVAL, "merge", settings, {**parents, "merge": toy_stage("merge", "merge")}, options)

@@ -78,7 +78,7 @@ CASES = {
         ["ct.block_size=1024"],
         r"ct\.block_size=1024: ",
     ),
-    "share of one": (["ct.english_share=1"], r"ct\.english_share=1: "),
+    "share of one": (["ct.english_fraction=1"], r"ct\.english_fraction=1: "),
     "learning rate of zero": (["sft.learning_rate=0"], r"sft\.learning_rate=0: "),
     "density above one": (
         ["merge.methods.ties_sv_1.grid.density=[0.5,1.5]"],

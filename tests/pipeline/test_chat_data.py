@@ -185,7 +185,7 @@ def test_sft_learns_conversations(base: Path, talk: Path, tmp_path: Path) -> Non
     """Through the real stages: the loss falls, and the checkpoint carries the template and stops at the turn's end."""
     given = words(
         tmp_path, "model=folder", f"model.path={base}", f"sft.path={talk}", "sft.template=chatml",
-        "sft.system=Yankhani.", "sft.tokens=16384", "sft.block_size=256", "sft.replay_share=0", "tracking=none",
+        "sft.system=Yankhani.", "sft.tokens=16384", "sft.block_size=256", "sft.replay_fraction=0", "tracking=none",
         "sft.learning_rate=2e-2",
     )  # fmt: skip
     plan = run_plan.plan(sweep.expand(given, multirun=False))

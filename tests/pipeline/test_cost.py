@@ -37,9 +37,9 @@ def paper(*overrides: str) -> Config:
 TUNED = ("task_arithmetic", "ties", "dare_ties", "ties_sv_1")
 AS_MEASURED = (
     *["experiment=cosine", "seed=0", "ct.tokens=10k,40k,200k,1M", "ct.schedule_tokens=1M", "ct.batch_tokens=2000"],
-    *["sft.tokens=400k", "sft.batch_tokens=1000", "sft.questions=1", "sft.replay_share=0.0", "sft.grid=null"],
+    *["sft.tokens=400k", "sft.batch_tokens=1000", "sft.questions=1", "sft.replay_fraction=0.0", "sft.grid=null"],
     *["eval.families=[next,blank,lookup,genre,about]", "eval.items=250", "eval.limit=200", "eval.tune_limit=60"],
-    *("eval.excerpt=600", "merge.choice={budgets: own, seeds: own}"),
+    *("eval.max_chars=600", "merge.choice={budgets: own, seeds: own}"),
     "merge.methods.linear.grid={models.sft.weight:[0.5,1.0,2.0,4.0]}",
     *(f"merge.methods.{name}.grid.lambda=[0.75,1.0,1.25,1.5]" for name in TUNED),
     "+merge.methods.ties_sv_4={recipe:{method:ties_sv,slack:4.0,protect:[sft]},grid:{lambda:[0.75,1.0,1.25,1.5]}}",

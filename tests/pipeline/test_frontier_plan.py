@@ -72,7 +72,7 @@ def test_at_the_largest_budget_of_the_sweep_alone() -> None:
     assert [bool(cell.frontier) for cell in all_of_them] == [True, True]
 
 
-@pytest.mark.parametrize("other", ["eval.untuned=true", "eval.split=dev"])
+@pytest.mark.parametrize("other", ["eval.default_settings=true", "eval.split=dev"])
 def test_what_says_the_same_twice_is_refused(other: str) -> None:
-    with pytest.raises(BadInput, match=r"^eval\.(untuned|split)"):
+    with pytest.raises(BadInput, match=r"^eval\.(default_settings|split)"):
         cells("eval.frontier=all", other)

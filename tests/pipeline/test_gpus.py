@@ -27,7 +27,7 @@ from tests.pipeline.toy_stage import toy_stage
 
 ROOT = Path(__file__).parents[2]
 FOUR = ("compute.strategy=ddp", "compute.processes=4")
-FEW = ("merge=none", "eval.unmerged=[base,ct,sft]", "ct.tokens=2048")  # of a whole run of toys
+FEW = ("merge=none", "eval.baselines=[base,ct,sft]", "ct.tokens=2048")  # of a whole run of toys
 
 
 @cache

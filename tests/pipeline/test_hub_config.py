@@ -97,26 +97,26 @@ def test_a_folder_is_known_by_its_files_and_not_by_its_place(tmp_path: Path) -> 
 
 def test_the_english_sft_of_all_languages_is_one() -> None:
     tam, tel = (
-        kinds(planned(*HUB, FLAN, "sft.replay_share=0", f"language.code={code}", f"corpus.text.subset={code[:2]}"))
+        kinds(planned(*HUB, FLAN, "sft.replay_fraction=0", f"language.code={code}", f"corpus.text.subset={code[:2]}"))
         for code in ("tam", "tel")
     )
     for kind in ("instructions", "sft_blocks"):
         assert tam[kind][0].key == tel[kind][0].key
     assert tam["sft"][0].key == tel["sft"][0].key and tam["ct"][0].key != tel["ct"][0].key
     replayed = [
-        kinds(planned(*HUB, FLAN, f"language.code={code}", "sft.replay_share=0.1"))["sft_blocks"][0].key
+        kinds(planned(*HUB, FLAN, f"language.code={code}", "sft.replay_fraction=0.1"))["sft_blocks"][0].key
         for code in ("tam", "tel")
     ]
     assert replayed[0] != replayed[1]  # English text of the language's corpus is in it
 
 
 def test_leaks_are_looked_for_where_that_is_wanted() -> None:
-    without, wanted = planned("experiment=test"), planned("experiment=test", "eval.leaks=true")
+    without, wanted = planned("experiment=test"), planned("experiment=test", "eval.contamination=true")
     assert {stage.key for stage in wanted.stages} - {stage.key for stage in without.stages} == {
-        wanted.leaks.key if wanted.leaks else ""
+        wanted.contamination.key if wanted.contamination else ""
     }
-    assert without.leaks is None
-    of_hub: Any = planned(*HUB, FLAN, "eval.leaks=true").leaks
+    assert without.contamination is None
+    of_hub: Any = planned(*HUB, FLAN, "eval.contamination=true").contamination
     assert set(of_hub.parents) == {"items", "corpus", "instructions"}
 
 

@@ -170,7 +170,7 @@ def test_a_published_ct_and_sft_are_merged_and_scored_without_training(tmp_path:
         f"sft.source={tmp_path}/sft",
     ]
     arguments += [
-        "eval.unmerged=[base,sft,ct]",
+        "eval.baselines=[base,sft,ct]",
         f"store={tmp_path}/store",
         f"outputs={tmp_path}/outputs",
         "compute.threads=1",

@@ -273,4 +273,4 @@ def test_a_training_that_reads_no_corpus_cannot_be_watched() -> None:
     commit = "0" * 40
     hub = f"sft.hub={{dataset:x/y,subset:null,files:null,split:train,revision:'{commit}',prompt:a,answer:b,bytes:1MB}}"
     with pytest.raises(BadInput, match=r"^sft\.dev_every_tokens=10k: this SFT trains"):
-        sweep.expand(["experiment=test", hub, "sft.replay_share=0", "sft.dev_every_tokens=10k"], False)
+        sweep.expand(["experiment=test", hub, "sft.replay_fraction=0", "sft.dev_every_tokens=10k"], False)

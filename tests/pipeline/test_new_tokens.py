@@ -57,8 +57,8 @@ def test_ct_starts_from_the_extended_base_and_nothing_else_changes() -> None:
 
 
 def test_other_trainings_on_the_language_have_the_new_tokens() -> None:
-    wanted = "eval.unmerged=[sft_then_ct,mixed,target_sft,sft_replay,merge_then_sft]"
-    more = (wanted, "sft.block_size=128", "merge.then_sft=task_arithmetic", "sft.arm_replay_share=0.5")
+    wanted = "eval.baselines=[sft_then_ct,mixed,target_sft,sft_replay,merge_then_sft]"
+    more = (wanted, "sft.block_size=128", "merge.sft_after_merge=task_arithmetic", "sft.arm_replay_fraction=0.5")
     cell = planned("model.new_tokens=300", *more)
     for name in ("sft_then_ct", "mixed"):
         assert cell.checkpoints[name].parents["model"].kind == "base_extended"
@@ -226,7 +226,7 @@ def test_a_union_splits_text_as_the_extended_model_does(made: Path, tmp_path: Pa
 
 
 def test_a_run_in_tamil(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = words(made, tmp_path, "merge.write=true", "eval.unmerged=[base,ct,ct_then_sft]", "sft.template=none")
+    given = words(made, tmp_path, "merge.write=true", "eval.baselines=[base,ct,ct_then_sft]", "sft.template=none")
     assert cli.pipeline_main(given) == 0
     said = capsys.readouterr().out
     assert "30 new tokens" in said

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from common.errors import BadInput
+from common.project import CONF
 from pipeline import old_names, sweep
 from pipeline.report import sources as report_sources
 from pipeline.report.formatting import label
@@ -31,7 +34,7 @@ OLD = (
 )
 NEW = (
     "merge=fixed",
-    "eval.unmerged=[ct,target_sft]",
+    "eval.baselines=[ct,target_sft]",
     "arm=[average_of_ct_then_sft_and_ct,average_of_base_and_sft]",
     MINE.format("target_sft"),
 )
@@ -67,19 +70,19 @@ def test_old_names_on_the_command_line_are_said_once(capsys: pytest.CaptureFixtu
         sweep.expand(["experiment=tiny", "merge=tiny", *given], multirun=True)
         sweep.expand(["experiment=test", *OLD], multirun=True)
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == len(set(said)) == 7
+    assert len(said) == len(set(said)) == 8
     assert said[0] == (
         "merge.methods.ties_stated: the name is now merge.methods.ties_fixed. The old one is accepted in this release"
         " only."
     )
-    assert any(line.startswith("eval.unmerged=ceiling: the name is now eval.unmerged=target_sft.") for line in said)
+    assert any(line.startswith("eval.baselines=ceiling: the name is now eval.baselines=target_sft.") for line in said)
 
 
 def test_new_names_are_read_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
     configs = sweep.expand(["experiment=evidence"], multirun=True).configs
     sweep.expand(["experiment=test", *NEW], multirun=True)
     assert capsys.readouterr().err == ""
-    assert "target_sft" in configs[0].eval.unmerged and "average_of_base_and_sft" in configs[0].merge.methods
+    assert "target_sft" in configs[0].eval.baselines and "average_of_base_and_sft" in configs[0].merge.methods
 
 
 def test_own_configuration_files_may_have_the_old_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,10 +96,10 @@ def test_own_configuration_files_may_have_the_old_names(tmp_path: Path, capsys: 
     )
     found = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=own"]
     config = sweep.expand(found, multirun=True).configs[0]
-    assert config.eval.unmerged == ["ct", "target_sft"]
+    assert config.eval.baselines == ["ct", "target_sft"]
     assert {"average_of_base_and_sft", "average_of_ct_then_sft_and_ct", "ties_fixed"} < set(config.merge.methods)
     said = capsys.readouterr().err
-    assert said.count("\n") == 5 and "merge=stated: the name is now merge=fixed." in said
+    assert said.count("\n") == 6 and "merge=stated: the name is now merge=fixed." in said
 
 
 def test_old_keys_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +123,92 @@ def test_old_keys_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (read.run_data_locally, read.evals_per_job, read.max_parallel) == (True, 3, 5)
     said = capsys.readouterr().err
     assert said.count("\n") == 5 and said.count("accepted in this release only.") == 5
+
+
+VALUES = {  # by old key, one that is not the default of experiment=test, as YAML
+    "eval.unmerged": "[sft, ct]",
+    "eval.untuned": "true",
+    "eval.excerpt": "70",
+    "eval.leaks": "true",
+    "ct.english_share": "0.3",
+    "sft.replay_share": "0.1",
+    "sft.arm_replay_share": "0.4",
+    "model.recipe.aligned_share": "0.1",
+    "model.recipe.repeated_share": "0.3",
+    "merge.then_sft": "ties_sv_1",
+}
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `{"a.b": value}` as a file has it: `{"a": {"b": value}}`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        inner = found
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return found
+
+
+def test_old_keys_have_the_meaning_of_the_new_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line, in a file, over which the command line wins, and as axes of a sweep."""
+    assert VALUES.keys() == old_names.KEYS.keys() - {"language.most_tokens", "compute.first_guess"}
+    one = ("experiment=test", "ct.tokens=2048", *(f"{old_names.KEYS[old]}={value}" for old, value in VALUES.items()))
+    wanted, (usual,) = (sweep.expand(words, multirun=True).configs for words in (one, one[:2]))
+    assert capsys.readouterr().err == ""
+    lines = sorted(
+        f"{old}: the name is now {old_names.KEYS[old]}. The old one is accepted in this release only." for old in VALUES
+    )
+
+    given = [f"{old}={value}" for old, value in VALUES.items()]
+    assert sweep.expand([*one[:2], *given], multirun=True).configs == wanted
+    assert sorted(capsys.readouterr().err.splitlines()) == lines
+
+    old_names._say.cache_clear()
+    own = {"defaults": ["test"], **nested({old: yaml.safe_load(value) for old, value in VALUES.items()})}
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "own.yaml"
+    file.write_text("# @package _global_\n" + yaml.safe_dump(own, sort_keys=False))
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=own", "ct.tokens=2048"]
+    assert sweep.expand(words, multirun=True).configs == wanted
+    assert sorted(capsys.readouterr().err.splitlines()) == lines
+    dumped = usual.model_dump(mode="json")
+    for name, new in old_names.KEYS.items():
+        if name in VALUES:
+            value: Any = dumped
+            for section in new.split("."):
+                value = value[section]
+            words.append(f"{name}={json.dumps(value)}")
+    assert sweep.expand(words, multirun=True).configs == (usual,)
+
+    old_names._say.cache_clear()
+    capsys.readouterr()
+    params = {"ct.tokens": 2048, **VALUES}
+    file.write_text(
+        "# @package _global_\n"
+        + yaml.safe_dump({"defaults": ["test"], "hydra": {"sweeper": {"params": params}}}, sort_keys=False)
+    )
+    assert sweep.expand(words[:2], multirun=True).configs == wanted
+    assert sorted(capsys.readouterr().err.splitlines()) == lines
+
+    file.write_text("# @package _global_\ndefaults: [test]\neval: {limit: '${eval.excerpt}'}\n")
+    with pytest.raises(
+        BadInput, match=r"^eval\.excerpt: the name is now eval\.max_chars\. Write \$\{eval\.max_chars\}\.$"
+    ):
+        sweep.expand(words[:2], multirun=True)
+
+
+def test_files_of_ours_have_the_new_keys() -> None:
+    for path in CONF.rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = content if path.parent.name == "experiment" else {path.parent.name: content}
+        for old in old_names.KEYS:
+            *sections, key = old.split(".")
+            inner: Any = keys
+            for section in sections:
+                inner = (inner or {}).get(section)
+            assert key not in (inner or {}), f"{path}: {old}"
 
 
 def old(rows: list[dict[str, Any]]) -> str:

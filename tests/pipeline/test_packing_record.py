@@ -19,7 +19,7 @@ from tests.eval.conftest import tokenizer as tokenizer  # noqa: PLC0414  # a fix
 from tests.pipeline import toy
 from tests.pipeline.toy_stage import toy_stage
 
-ALL_ITEMS: dict[str, Any] = {"limit": None, "excerpt": None}
+ALL_ITEMS: dict[str, Any] = {"limit": None, "max_chars": None}
 OPTIONS = ScoreOptions(device="cpu", threads=1, batch_tokens=512)
 WAYS = {True: ", choices in packed rows", False: ", choices row by row"}
 

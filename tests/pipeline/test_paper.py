@@ -68,7 +68,7 @@ def test_batches_steps_and_rates_are_the_paper_s() -> None:
         assert part.learning_rate * part.min_lr_ratio == pytest.approx(last, rel=1e-3)
     assert config.ct.batch_tokens == 2**20
     assert config.sft.tokens // config.sft.batch_tokens == 884
-    assert config.ct.english_share == 1 / 5
+    assert config.ct.english_fraction == 1 / 5
 
 
 def test_seven_languages_each_with_budgets_that_its_text_can_fill() -> None:

@@ -75,10 +75,10 @@ LATER = {"tune", "merge", "eval"}
         ({"eval__limit": 3}, {"eval"}),
         ({"eval__dtype": "bfloat16"}, LATER),
         ({"ct__learning_rate": 1e-5}, {"ct", "sft"} | LATER),
-        ({"ct__english_share": 0.5}, {"ct_blocks", "ct", "sft"} | LATER),
+        ({"ct__english_fraction": 0.5}, {"ct_blocks", "ct", "sft"} | LATER),
         ({"sft__learning_rate": 1e-5}, {"sft"} | LATER),
         ({"sft__questions": 2}, {"items", "sft_blocks", "sft"} | LATER),
-        ({"sft__replay_share": 0.5}, {"sft_blocks", "sft"} | LATER),
+        ({"sft__replay_fraction": 0.5}, {"sft_blocks", "sft"} | LATER),
         ({"seed": 1}, {"ct_blocks", "sft_blocks", "ct", "sft"} | LATER),
         ({"model__recipe__layers": 3}, {"base", "ct_blocks", "sft_blocks", "ct", "sft"} | LATER),
         ({"corpus__dev": 0.07}, {"corpus", "items", "base", "ct_blocks", "sft_blocks", "ct", "sft"} | LATER),
@@ -144,7 +144,7 @@ def test_parents_come_first_and_nothing_comes_twice() -> None:
 
 
 def test_only_what_is_scored_is_planned() -> None:
-    cell = planned(eval__unmerged=["base"], merge__methods={})
+    cell = planned(eval__baselines=["base"], merge__methods={})
     assert [stage.kind for stage in cell.stages] == ["corpus", "base", "items", "eval"]
 
 

@@ -10,7 +10,7 @@ from pipeline.run import plan_table
 
 
 def test_columns_are_as_wide_as_what_stands_in_them() -> None:
-    every = "eval.unmerged=[base,sft,ct,ct_then_sft,target_sft]"
+    every = "eval.baselines=[base,sft,ct,ct_then_sft,target_sft]"
     configs = sweep.expand(["experiment=test", every], multirun=False).configs
     head, *lines, _ = plan_table.table(run_plan.plan_configs(configs, network=False)).splitlines()
     assert {"target_instructions", "ct"} <= {line.split()[0] for line in lines}

@@ -66,7 +66,7 @@ def test_defaults_are_those_of_the_groups() -> None:
     by_name = {key.name: key for key in KEYS}
     assert (by_name["ct.tokens"].type, by_name["seed"].default) == ("tokens", "0")
     composed = sweep.expand(["experiment=test", "eval=tiny"], multirun=False).configs[0]
-    assert by_name["eval.excerpt"].default == str(composed.eval.excerpt)
+    assert by_name["eval.max_chars"].default == str(composed.eval.max_chars)
     assert by_name["train.lora.rank"].type == "whole number above 0" and by_name["train.lora.rank"].default == "64"
 
 

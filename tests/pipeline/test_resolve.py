@@ -53,7 +53,7 @@ def test_ct_on_all_of_the_text(tmp_path: Path) -> None:
     words = ["language=mine", "language.code=tam", tamil(tmp_path), "ct.tokens=null", "ct.epochs=2"]
     words += [*TINY, *HELD_OUT]
     words += ["model=folder", small_model(tmp_path)]
-    words += [f"store={tmp_path / 'store'}", f"outputs={tmp_path}", "eval.unmerged=[ct]", "merge=none"]
+    words += [f"store={tmp_path / 'store'}", f"outputs={tmp_path}", "eval.baselines=[ct]", "merge=none"]
     config = one("experiment=test", *words)
     plan = run_plan.plan_configs([config], network=False)
     ct = next(stage for stage in plan.stages if stage.kind == "ct")
@@ -94,7 +94,7 @@ def test_passes_and_ends_are_said_where_they_differ() -> None:
     ("words", "key"),
     [
         (["ct.tokens=null", "ct.schedule=wsd"], "ct.schedule=cosine"),
-        (["ct.tokens=null", "eval.unmerged=[ct,mixed]", "sft.block_size=128"], "ct.tokens=null: mixed"),
+        (["ct.tokens=null", "eval.baselines=[ct,mixed]", "sft.block_size=128"], "ct.tokens=null: mixed"),
         (["ct.epochs=9"], "ct.epochs"),
         (["train.lora_above=10"], "train.lora_above"),
     ],

@@ -131,7 +131,9 @@ def test_sources_are_in_the_keys_of_what_reads_them_and_only_there(pairs: Path, 
     assert keys(mixed).keys() - keys(plain).keys() == {"text_source"}
     [blocks] = (stage for stage in mixed.stages if stage.kind == "ct_blocks")
     assert set(blocks.parents) == {"corpus", "model", "source-pairs"} and blocks.settings.sources == {"pairs": 0.2}
-    searched = planned(tmp_path, f"+ct.sources.pairs={source(pairs, template='{ta}')}", "eval.leaks=true").leaks
+    searched = planned(
+        tmp_path, f"+ct.sources.pairs={source(pairs, template='{ta}')}", "eval.contamination=true"
+    ).contamination
     assert searched and "source-pairs" in searched.parents
 
 

@@ -40,7 +40,7 @@ ct.learning_rate=-1e-3                       | ct.learning_rate=-0.001:
 ct.warmup_ratio=1                            | ct.warmup_ratio=1:
 ct.min_lr_ratio=2                            | ct.min_lr_ratio=2:
 ct.weight_decay=-1                           | ct.weight_decay=-1:
-ct.english_share=-0.1                        | ct.english_share=-0.1:
+ct.english_fraction=-0.1                     | ct.english_fraction=-0.1:
 ct.block_size=0                              | ct.block_size=0:
 ct.block_size=1                              | ct.block_size=1:
 sft.block_size=1                             | sft.block_size=1:
@@ -51,16 +51,22 @@ ct=null                                      | .*Config group override
 ~ct.tokens                                   | ct.tokens:
 sft.items=0                                  | sft.items=0:
 sft.schedule_tokens=1k                       | sft.schedule_tokens=1k:
-sft.replay_share=1                           | sft.replay_share=1:
+sft.replay_fraction=1                        | sft.replay_fraction=1:
 eval.limit=0                                 | eval.limit=0:
 eval.tune_limit=0                            | eval.tune_limit=0:
-eval.excerpt=0                               | eval.excerpt=0:
+eval.max_chars=0                               | eval.max_chars=0:
 eval.batch_tokens=0                          | eval.batch_tokens=0:
 eval.families=[nosuch]                       | eval.families:
 eval.families=[next,next]                    | eval.families:
 eval.families=[]                             | eval.families=\\[\\]:
-eval.unmerged=[nothing]                      | eval.unmerged
-eval.unmerged=[] merge=none                  | eval.unmerged=\\[\\]:
+eval.families=[] merge=none                  | eval.families=\\[\\]: SFT
+eval.families=[] merge=none eval.baselines=[target_sft] | eval.families=\\[\\]: SFT
+{MINE}TMP/text.txt eval.families=[genre]     | eval.families=\\[genre\\]:
+{MINE}TMP/text.txt eval.families=[genre] merge=none | eval.families=\\[genre\\]:
+eval.baselines=[nothing]                     | eval.baselines
+eval.baselines=[] merge=none                 | eval.baselines=\\[\\]:
+eval.baselines={}                            | eval.baselines={}: must be a list
+merge.methods=[]                             | merge.methods=\\[\\]: must be a mapping
 eval.split=train                             | eval.split=train:
 eval.dtype=float16                           | eval.dtype=float16:
 language.code=NYA                            | language.code=NYA:
@@ -243,7 +249,7 @@ def test_one_line_and_exit_code_2(
     words = given.replace("TMP", str(files)).replace("LONG", "x" * 300).split()
     verb = [words.pop(0)] if words[0] in cli.VERBS else []
     places = [f"{key}={tmp_path}/{key}" for key in ("store", "outputs") if not given.startswith(key)]
-    verses = ["model.recipe.aligned_share=0"] if "language=mine" in words else []  # which other languages lack
+    verses = ["model.recipe.aligned_fraction=0"] if "language=mine" in words else []  # which other languages lack
     code = cli.pipeline_main([*verb, "experiment=test", *places, *verses, *words])
     said = capsys.readouterr().err
     assert (code, len(said.splitlines())) == (2, 1), said

@@ -53,7 +53,7 @@ def experiment(code: str, name: str, text: Path, folder: Path) -> dict[str, obje
     """The whole small experiment on a language's text. Returns the summary that it ends with."""
     words = [
         "run", "-m", "experiment=test", "language=mine", f"language.code={code}", f"language.name={name}",
-        f"corpus.path={text}", "model.recipe.aligned_share=0", "eval.families=[next,blank,lookup]",
+        f"corpus.path={text}", "model.recipe.aligned_fraction=0", "eval.families=[next,blank,lookup]",
         "ct.tokens=2048,4096", "seed=0",
         f"store={folder / 'store'}", f"outputs={folder / 'outputs'}", "tracking=none",
     ]  # fmt: skip

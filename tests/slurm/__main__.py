@@ -26,11 +26,11 @@ SITE = Path(__file__).with_name("site.yaml")
 SWEEP = (
     "-m", "experiment=test", "model=tiny", "ct.tokens=8192,41216", "ct.schedule_tokens=41216", "ct.batch_tokens=256",
     "ct.save_every_tokens=2048", "sft.batch_tokens=256", "~merge.methods.task_arithmetic", "eval.families=[next]",
-    "eval.unmerged=[ct,ct_then_sft]", "compute.threads=1",
+    "eval.baselines=[ct,ct_then_sft]", "compute.threads=1",
 )  # fmt: skip
 TWO_NODES = (
     "experiment=test", "model=tiny", "name=two_nodes", "seed=1", "ct.tokens=8192", "ct.schedule_tokens=8192",
-    "ct.batch_tokens=256", "merge=none", "eval.families=[next]", "eval.unmerged=[ct]",
+    "ct.batch_tokens=256", "merge=none", "eval.families=[next]", "eval.baselines=[ct]",
     "compute.threads=1", "compute.strategy=ddp",
 )  # fmt: skip
 STARTED = time.monotonic()

@@ -40,9 +40,9 @@ def recipe() -> BaseModelSettings:
         min_lr_ratio=0.1,
         warmup_ratio=0.1,
         weight_decay=0.1,
-        aligned_share=0.0,
+        aligned_fraction=0.0,
         aligned_chapters=0.0,
-        repeated_share=0.25,
+        repeated_fraction=0.25,
         withheld_chapters=0.0,
         seed=0,
     )

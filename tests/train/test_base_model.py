@@ -39,7 +39,7 @@ def test_withheld_chapters_are_the_stated_share_and_others_than_the_splits_hash_
 
 
 def test_blocks_and_tokenizer_hold_nothing_of_withheld_chapters(marked: Path, recipe: BaseModelSettings) -> None:
-    settings = recipe.replace(tokens=20_480, aligned_share=0.2, aligned_chapters=0.5, withheld_chapters=0.25)
+    settings = recipe.replace(tokens=20_480, aligned_fraction=0.2, aligned_chapters=0.5, withheld_chapters=0.25)
     base.prepare(marked, settings, marked / "out")
     tokenizer = base.packing.load_tokenizer(marked / "out" / "model")
     blocks = tokenizer.batch_decode(np.load(marked / "out" / "blocks" / "blocks.npy").tolist())

@@ -14,12 +14,12 @@ from train.settings import CorpusOptions, HubCorpusSettings, LoraSettings, SftBl
 
 
 def test_fields_are_picked_from_the_first_section_that_has_them(training: TrainingSettings) -> None:
-    picked = SftBlocksSettings.pick(training, replay_share=0.5)
-    assert picked == SftBlocksSettings(tokens=2048, block_size=32, replay_share=0.5, seed=0)
-    with pytest.raises(ValidationError, match="replay_share"):
+    picked = SftBlocksSettings.pick(training, replay_fraction=0.5)
+    assert picked == SftBlocksSettings(tokens=2048, block_size=32, replay_fraction=0.5, seed=0)
+    with pytest.raises(ValidationError, match="replay_fraction"):
         SftBlocksSettings.pick(training)
     with pytest.raises(ValidationError, match="further"):
-        SftBlocksSettings.pick(training, replay_share=0.5, further="xx")
+        SftBlocksSettings.pick(training, replay_fraction=0.5, further="xx")
 
 
 def test_settings_come_back_from_json(training: TrainingSettings) -> None:

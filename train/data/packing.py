@@ -83,7 +83,7 @@ def ct_blocks(
     tokenizer = TokenizerFile.of(load_tokenizer(tokenizer_dir), document_end=settings.document_end)
     size, language, seed = settings.block_size, settings.language, settings.seed
     wanted = None if settings.schedule_tokens is None else -(-settings.schedule_tokens // size)
-    fractions = mixture(settings.english_share, settings.sources)
+    fractions = mixture(settings.english_fraction, settings.sources)
     folders = {language: corpus_dir, "en": corpus_dir}
     folders |= dict(sorted((source_dirs or {}).items()))
     blocks, control = BlockFile(out / "blocks.npy", size, tokenizer.dtype), Counter[str]()
@@ -112,7 +112,7 @@ def ct_blocks(
         out,
         blocks=blocks.count,
         tokens=blocks.count * size,
-        english_share=settings.english_share,
+        english_share=settings.english_fraction,
         **({"sources": dict(sorted(settings.sources.items()))} if settings.sources else {}),
         real_token_share=1.0,
         whole_corpus=wanted is None or blocks.count < wanted,
@@ -156,20 +156,21 @@ def sft_blocks(
 ) -> None:
     """Pack instruction examples, and blocks of running text among them, up to `tokens`.
 
-    The examples are repeated if there are fewer. `corpus_dir` is needed if `replay_share` is not 0. `work` keeps the
+    The examples are repeated if there are fewer. `corpus_dir` is needed if `replay_fraction` is not 0. `work` keeps the
     tokens of each file until the blocks are published. `workers`: processes that tokenise. Raises BadInput for examples
     that are longer than a block, and for a template or conversations that cannot be trained on.
     """
-    loaded = load_tokenizer(tokenizer_dir)
-    tokenizer = TokenizerFile.of(loaded, masking_of(loaded, settings))
-    size, share, seed, packed = settings.block_size, settings.replay_share, settings.seed, PackingCounts()
-    dtypes = (tokenizer.dtype, np.int32, dtype_for(size))
-    columns = [BlockFile(out / f"{name}.npy", size, dtype) for name, dtype in zip(COLUMNS, dtypes, strict=True)]
     files, control = instruction_files(items_dir), Counter[str]()
     if not files:
         raise BadInput(
-            "sft: the text gave no instructions. Set sft.path or sft.hub, or name families in eval.families."
+            f"eval.families: the {settings.language} training text gives no instructions."
+            " Give more text, or set sft.path."
         )
+    loaded = load_tokenizer(tokenizer_dir)
+    tokenizer = TokenizerFile.of(loaded, masking_of(loaded, settings))
+    size, share, seed, packed = settings.block_size, settings.replay_fraction, settings.seed, PackingCounts()
+    dtypes = (tokenizer.dtype, np.int32, dtype_for(size))
+    columns = [BlockFile(out / f"{name}.npy", size, dtype) for name, dtype in zip(COLUMNS, dtypes, strict=True)]
     with Workers(workers, init_worker, (tokenizer,)) as pool:
         read = count_first_epoch(read_epochs(files, f"{seed}:sft", pool, work), control)
         if tokenizer.masking:

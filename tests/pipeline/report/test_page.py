@@ -181,8 +181,11 @@ def test_leaks_are_a_section_where_they_were_looked_for(tmp_path: Path) -> None:
         "worst": [worst],
     }
     evaluations = [Evaluation("base", 10_000, 0, folder)]
-    given = Inputs(info=INFO, evaluations=evaluations, leaks=leaks)
+    given = Inputs(info=INFO, evaluations=evaluations, contamination=leaks)
     html = report.render(given, tmp_path / "with").page.read_text()
     assert "<tr><th>next_nya</th><td>50</td><td>3</td><td>2</td><td>1</td></tr>" in html
     assert "12,345 documents" in html and "i&lt;1&gt;" in html and "a passage" in html
-    assert 'id="leaks"' not in report.render(replace(given, leaks=None), tmp_path / "without").page.read_text()
+    assert (
+        'id="contamination"'
+        not in report.render(replace(given, contamination=None), tmp_path / "without").page.read_text()
+    )

@@ -41,7 +41,7 @@ def test_chunks_are_the_documents_with_end_tokens() -> None:
 
 
 def ct_settings(**changes: Any) -> CtBlocksSettings:
-    return CtBlocksSettings(language="xx", schedule_tokens=6400, block_size=32, english_share=0.2, seed=0).replace(
+    return CtBlocksSettings(language="xx", schedule_tokens=6400, block_size=32, english_fraction=0.2, seed=0).replace(
         **changes
     )
 
@@ -66,7 +66,7 @@ def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, mo
     items = tmp_path / "items"
     settings = ItemsSettings(language="xx", families=("next", "blank", "lookup"), sft_items=60, eval_items=5, seed=0)
     instructions.build(corpus_dir, settings, items)
-    wanted = SftBlocksSettings(tokens=51_200, block_size=512, replay_share=0.0, seed=0)
+    wanted = SftBlocksSettings(tokens=51_200, block_size=512, replay_fraction=0.0, seed=0)
     packing.sft_blocks(items, None, model_dir, wanted, tmp_path / "sft", tmp_path / "work")
     blocks, labels, positions = (
         np.load(tmp_path / "sft" / f"{name}.npy") for name in ("blocks", "labels", "positions")
@@ -80,9 +80,15 @@ def test_sft_blocks_train_answers_only_and_lose_little_room(corpus_dir: Path, mo
         assert question.endswith("Answer:") or question.startswith("Which word comes next?\n")
         assert answer.startswith(" ") and answer.endswith(base_model.END)
     assert json.loads((tmp_path / "sft" / "counts.json").read_text())["real_token_share"] > 0.97
-    replayed = SftBlocksSettings(tokens=5120, block_size=512, replay_share=0.5, seed=0)
+    replayed = SftBlocksSettings(tokens=5120, block_size=512, replay_fraction=0.5, seed=0)
     packing.sft_blocks(items, corpus_dir, model_dir, replayed, tmp_path / "replay", tmp_path / "work")
     assert ((np.load(tmp_path / "replay" / "labels.npy") != -100).all(axis=1)).sum() == 5
+
+
+def test_sft_blocks_without_instructions_are_rejected(model_dir: Path, tmp_path: Path) -> None:
+    settings = SftBlocksSettings(tokens=1024, block_size=512, replay_fraction=0.0, seed=0)
+    with pytest.raises(BadInput, match="^eval.families: the en training text gives no instructions."):
+        packing.sft_blocks(tmp_path / "items", None, model_dir, settings, tmp_path / "sft", tmp_path / "work")
 
 
 def test_different_text_is_stated_apart_from_the_tokens_seen(model_dir: Path, tmp_path: Path) -> None:
@@ -91,7 +97,7 @@ def test_different_text_is_stated_apart_from_the_tokens_seen(model_dir: Path, tm
     for language, documents in (("xx", 400), ("en", 12)):
         rows = ({"id": str(n), "text": text} for n, text in enumerate(sentences(5, documents)))
         write_jsonl(tmp_path / "text" / f"{language}.train.jsonl", rows)
-    packing.ct_blocks(tmp_path, model_dir, ct_settings(english_share=0.5), tmp_path / "out", tmp_path / "work")
+    packing.ct_blocks(tmp_path, model_dir, ct_settings(english_fraction=0.5), tmp_path / "out", tmp_path / "work")
     counts = json.loads((tmp_path / "out" / "counts.json").read_text())
     tokenizer = packing.load_tokenizer(model_dir)
     for language, tokens in counts["text_tokens"].items():
@@ -156,7 +162,7 @@ def test_of_several_questions_only_the_answers_carry_the_loss(
     ]
     (tmp_path / "items").mkdir()
     write_jsonl(tmp_path / "items" / "sft.jsonl", [*rows, {"prompt": "alone", "output": "yes", "family": "a"}])
-    settings = SftBlocksSettings(tokens=16_384, block_size=256, replay_share=share, seed=0)
+    settings = SftBlocksSettings(tokens=16_384, block_size=256, replay_fraction=share, seed=0)
     packing.sft_blocks(tmp_path / "items", corpus_dir, model_dir, settings, tmp_path / "out", tmp_path / "work")
     blocks, labels, positions = (
         np.load(tmp_path / "out" / f"{name}.npy") for name in ("blocks", "labels", "positions")
@@ -194,7 +200,7 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
 
 
 def test_every_pass_has_its_own_order(corpus_dir: Path, model_dir: Path, tmp_path: Path) -> None:
-    whole = ct_settings(schedule_tokens=None, english_share=0.0)
+    whole = ct_settings(schedule_tokens=None, english_fraction=0.0)
     for name, settings in (("once", whole), ("twice", whole.replace(epochs=2))):
         packing.ct_blocks(corpus_dir, model_dir, settings, tmp_path / name, tmp_path / "work")
     once, twice = (np.load(tmp_path / name / "blocks.npy").ravel() for name in ("once", "twice"))
@@ -216,7 +222,7 @@ def test_a_document_ends_as_it_is_said(corpus_dir: Path, model_dir: Path, tmp_pa
     tokenizer = packing.load_tokenizer(model_dir)
     other = next(token for token in tokenizer.get_vocab() if token not in tokenizer.all_special_tokens)
     for name, end in (("eos", None), ("other", other)):
-        settings = ct_settings(document_end=end, english_share=0.0)
+        settings = ct_settings(document_end=end, english_fraction=0.0)
         packing.ct_blocks(corpus_dir, model_dir, settings, tmp_path / name, tmp_path / f"work-{name}")
     eos, ended = (np.load(tmp_path / name / "blocks.npy") for name in ("eos", "other"))
     ends = eos == tokenizer.eos_token_id

@@ -30,14 +30,14 @@ from train.settings import CtBlocksSettings, SftBlocksSettings, TrainingSettings
 
 
 def settings(**changes: Any) -> CtBlocksSettings:
-    return CtBlocksSettings(language="xx", schedule_tokens=64_000, block_size=64, english_share=0.2, seed=0).replace(
+    return CtBlocksSettings(language="xx", schedule_tokens=64_000, block_size=64, english_fraction=0.2, seed=0).replace(
         **changes
     )
 
 
 def pack_sft(items: Path, model_dir: Path, out: Path, tokens: int, block_size: int) -> None:
     """SFT blocks without replay."""
-    wanted = SftBlocksSettings(tokens=tokens, block_size=block_size, replay_share=0.0, seed=0)
+    wanted = SftBlocksSettings(tokens=tokens, block_size=block_size, replay_fraction=0.0, seed=0)
     packing.sft_blocks(items, None, model_dir, wanted, out, out.with_name("work"))
 
 
@@ -116,7 +116,7 @@ def test_the_language_comes_once_and_whole_and_english_is_repeated(
 def test_the_same_blocks_for_any_number_of_workers(
     sharded: Path, instructions: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    sft = SftBlocksSettings(tokens=40_000, block_size=512, replay_share=0.25, seed=0)
+    sft = SftBlocksSettings(tokens=40_000, block_size=512, replay_fraction=0.25, seed=0)
     for workers in (1, 3):
         out, work = tmp_path / f"ct{workers}", tmp_path / f"w{workers}"
         packing.ct_blocks(sharded, model_dir, settings(), out, work, workers)

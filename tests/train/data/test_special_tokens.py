@@ -77,7 +77,7 @@ def test_blocks_say_which_control_tokens_their_text_has(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{n} ", "output": "yes </s>" if n == 3 else "no"} for n in range(9)]
     for name, instructions in (("plain", rows[:3]), ("marked", rows)):
         write_jsonl(tmp_path / "items" / "sft.jsonl", instructions)
-        settings = SftBlocksSettings(tokens=2000, block_size=32, replay_share=0.0, seed=0)
+        settings = SftBlocksSettings(tokens=2000, block_size=32, replay_fraction=0.0, seed=0)
         where = tmp_path / name, tmp_path / f"{name}-work"
         packing.sft_blocks(tmp_path / "items", None, tmp_path / "model", settings, *where)
     counts = [json.loads((tmp_path / name / "counts.json").read_text()) for name in ("plain", "marked")]
@@ -92,6 +92,6 @@ def test_ct_blocks_count_the_text_of_both_languages(tmp_path: Path) -> None:
     for language, text in (("xx", "Na </s> tsiku"), ("en", "In <s> the beginning")):
         rows = [{"id": f"{n}", "text": text} for n in range(30)]
         write_jsonl(tmp_path / "corpus" / "text" / f"{language}.train.jsonl", rows)
-    settings = CtBlocksSettings(language="xx", schedule_tokens=320, block_size=32, english_share=0.2, seed=0)
+    settings = CtBlocksSettings(language="xx", schedule_tokens=320, block_size=32, english_fraction=0.2, seed=0)
     packing.ct_blocks(tmp_path / "corpus", tmp_path / "model", settings, tmp_path / "out", tmp_path / "work")
     assert json.loads((tmp_path / "out" / "counts.json").read_text())["control_tokens"] == {"</s>": 30, "<s>": 30}

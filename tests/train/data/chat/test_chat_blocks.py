@@ -71,7 +71,11 @@ def made(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def blocks(items: Path, model: Path, out: Path, tokens: int = 12_288, workers: int = 1, **chat: Any) -> dict[str, Any]:
     """Packs instructions; their counts."""
     settings = SftBlocksSettings(
-        tokens=tokens, block_size=SIZE, replay_share=0.0, seed=0, chat=ChatSettings(**{"template": "tokenizer", **chat})
+        tokens=tokens,
+        block_size=SIZE,
+        replay_fraction=0.0,
+        seed=0,
+        chat=ChatSettings(**{"template": "tokenizer", **chat}),
     )
     packing.sft_blocks(items, None, model, settings, out, out / "work", workers)
     counts: dict[str, Any] = json.loads((out / "counts.json").read_text())
