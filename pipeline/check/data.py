@@ -332,8 +332,8 @@ def check_control(cell: Cell) -> Iterator[Finding]:
     if model.path is None and recipe and recipe.aligned_fraction and not has_verses and not is_done(cell, "base"):
         yield Finding(
             True,
-            f"model.recipe.aligned_fraction={recipe.aligned_fraction:g}: the recipe of the base reads aligned verses, and"
-            " this corpus has none. Set model=tiny, another model.path, or model.recipe.aligned_fraction=0.",
+            f"model.recipe.aligned_fraction={recipe.aligned_fraction:g}: the recipe of the base reads aligned verses,"
+            " and this corpus has none. Set model=tiny, another model.path, or model.recipe.aligned_fraction=0.",
         )
     if isinstance(config.corpus, CipherCorpus) and not (recipe and recipe.withheld_chapters):
         known = "its recipe withholds no chapter" if recipe else "what it was trained on is not known"
