@@ -64,8 +64,8 @@ class HubSource(SourceSettings):
             )
         if self.revision is None and not self.local:
             raise ValueError(
-                f"revision: missing. Set the commit (40 hex digits) of {self.dataset} on the Hub,"
-                " or set dataset to a folder that exists."
+                f"revision: missing, and {self.dataset} is no folder here. Set the commit (40 hex digits) of a data set"
+                " on the Hub, or set dataset to a folder that exists."
             )
         return self
 
