@@ -103,7 +103,7 @@ def round_base(model: Any, settings: TrainingSettings) -> None:
     from torch import nn
 
     if settings.base_dtype == "nf4":
-        from bitsandbytes.nn import Linear4bit
+        from bitsandbytes.nn.modules import Linear4bit
 
         for module in model.modules():
             if isinstance(module, Linear4bit):
