@@ -280,7 +280,7 @@ def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.SUF
     paths = corpus_files.matching_files(pattern, key)
     for path in paths:
         if path.suffix not in formats:
-            raise BadInput(f"{key}: expected a {' or '.join(formats)} file, got {path}.")
+            raise BadInput(corpus_files.wrong_format(path, key, formats))
         if path.suffix != ".parquet":
             _check_utf8(path, key)
     return paths

@@ -380,4 +380,4 @@ def validate(composed: Mapping[str, Any], given: Collection[str] = ()) -> Config
     try:
         return Config.model_validate(current)
     except ValidationError as error:
-        raise BadInput(error_line(error, current)) from None
+        raise BadInput(error_line(error, current, Config)) from None

@@ -126,6 +126,14 @@ class Model(NewTokens):
         return shipped(path) if path else path
 
     @model_validator(mode="after")
+    def first_embeddings_have_tokens(self) -> Model:
+        if self.new_tokens is None and self.new_token_init != "mean":
+            raise ValueError(
+                f"new_token_init={self.new_token_init}: there are no new tokens. Set model.new_tokens to their number."
+            )
+        return self
+
+    @model_validator(mode="after")
     def comes_from_somewhere(self) -> Model:
         if self.path is None and self.recipe is None:
             raise ValueError(
