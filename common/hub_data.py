@@ -62,7 +62,8 @@ def open_stream(source: Source, key: str) -> IterableDataset:
     named = f"{key}.dataset={dataset}"
     try:
         return datasets.load_dataset(
-            dataset,
+            # a bare `text` or `json` would be a reader of `datasets`, for all files of the working directory
+            str(Path(dataset).absolute()) if source.is_local else dataset,
             source.subset,
             data_files=source.files,
             split=source.split,
@@ -80,17 +81,23 @@ def open_stream(source: Source, key: str) -> IterableDataset:
             " Check the name; for a private data set, run `hf auth login`."
         ) from None
     except FileNotFoundError:
+        if source.files is None:
+            raise BadInput(f"{named}: has no data file. Give a folder with Parquet or JSONL files.") from None
         raise BadInput(
             f"{named}: no data file matches {key}.files={source.files}. Set a pattern that matches."
         ) from None
+    except StopIteration:  # of `datasets`, for files that are all empty
+        raise BadInput(f"{named}: its files are empty. Give files with rows.") from None
     except ConnectionError as error:
         raise BadInput(
             f"{named}: the Hub is unreachable ({error}). Give a folder of the same layout to work offline."
         ) from None
     except (*DAMAGED, RuntimeError, OSError) as error:
         # subsets and splits; files whose content does not fit their names
+        place = f"subset={source.subset or 'null'} split={source.split}"
+        reason = line_of(error)[:300].rstrip(".")
         raise BadInput(
-            f"{named} subset={source.subset} split={source.split}: {' '.join(str(error).split())[:300]}"
+            f"{named} {place}: cannot be opened ({reason}). Check the files, or set another subset, split or files."
         ) from None
 
 

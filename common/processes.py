@@ -6,6 +6,7 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ def silence() -> None:
     """
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it: on some CPUs it advises a package
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -133,12 +133,17 @@ def _read(path: Path, expected: str) -> bytes:
         return path.read_bytes()
 
 
-def error_line(error: ValidationError, data: Mapping[str, Any] | None = None) -> str:
+def error_line(error: ValidationError, data: Mapping[str, Any] | None = None, schema: Any = None) -> str:
     """Describe the first error: key, what is wrong and what to do.
 
-    data: what was validated. With it, the value is shown, and the nearest known key for an unknown one.
+    data: what was validated. With it, the value is shown, and the nearest known key for an unknown one. schema: the
+    type of the data. With it, the known keys are those of the type, and otherwise the others that are given.
     """
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    first = found[0]
+    if first["type"] == "missing":  # a key that is unknown in the same section is probably meant
+        unknown = (other for other in found if other["type"] == "extra_forbidden")
+        first = next((other for other in unknown if other["loc"][:-1] == first["loc"][:-1]), first)
     kind, location = first["type"], list(first["loc"])
     message = sentence(first["msg"])
     if kind == "json_invalid":
@@ -154,7 +159,8 @@ def error_line(error: ValidationError, data: Mapping[str, Any] | None = None) ->
         tag = first["ctx"]["discriminator"].strip("'")
         return f"{key}.{tag}={first['ctx']['tag']}: must be one of {first['ctx']['expected_tags']}."
     if kind == "extra_forbidden":
-        return f"{key}: unknown key. {suggestion(path[-1], [name for name in section if name != path[-1]])}"
+        known = _keys(schema, location[:-1]) or [name for name in section if name != path[-1]]
+        return f"{key}: unknown key. {suggestion(path[-1], known)}"
     if kind == "missing":
         return f"{key}: missing. Set a value (null, if the key allows it)."
     is_section = isinstance(value, BaseModel | dict) and kind == "value_error"
@@ -172,7 +178,9 @@ def _locate(data: Any, location: Sequence[int | str], wrong: Any) -> tuple[Any, 
     """
 
     def has(part: int | str) -> bool:
-        return isinstance(part, int) if isinstance(data, list) else isinstance(data, Mapping) and part in data
+        if isinstance(data, list):
+            return isinstance(part, int) and part < len(data)
+        return isinstance(data, Mapping) and part in data
 
     section, path = data, list[str]()
     for part, following in zip_longest(location, location[1:]):
@@ -187,11 +195,28 @@ def _locate(data: Any, location: Sequence[int | str], wrong: Any) -> tuple[Any, 
     return section, path
 
 
+def _keys(schema: Any, location: Sequence[int | str]) -> list[str]:
+    """Return the keys of the section of a type that is at this location; none if it has no fixed ones."""
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        fields = {field.alias or name: field.annotation for name, field in schema.model_fields.items()}
+        if not location:
+            return list(fields)
+        # pydantic puts the alternative of a union that it tried into a location: that is no key
+        return _keys(fields[str(location[0])] if location[0] in fields else schema, location[1:])
+    inner, name = get_args(schema), get_origin(schema)
+    if name is Annotated:
+        return _keys(inner[0], location)
+    if name in (dict, list):
+        return _keys(inner[-1], location[1:]) if location else []
+    return next((keys for each in inner if (keys := _keys(each, location))), [])
+
+
 def sentence(message: str) -> str:
     """Rewrite a message of pydantic, or of a validator of ours, as the end of an error: `must be ...`."""
     text = re.sub(
         r"^(?:Input|List|String|Dictionary|Tuple|Set) should ", "must ", message.removeprefix("Value error, ")
     )
+    text = re.sub(r"a valid dictionary(?: or instance of \w+)?", "a mapping such as {key: value}", text)
     text = re.sub(r", unable to parse string.*", "", text).replace(" after validation, not ", ", got ")
     text = text if text[:2].isupper() else text[0].lower() + text[1:]
     return text if text.endswith((".", "?", "!")) else f"{text}."

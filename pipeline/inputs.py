@@ -26,6 +26,7 @@ from pipeline.stages.stage import Inputs
 from train.data.chat_template import CHATML, CHATML_TEXT, NONE, TOKENIZER
 from train.data.corpus import sources as corpus_files
 from train.distributed import ZERO_STAGES, check_precision
+from train.memory_saving import check_package
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -38,6 +39,7 @@ def inputs(config: Config, network: bool = True) -> Inputs:
     by its name.
     """
     check_compute(config.compute)
+    check_package(config.train)
     for key in ("store", "outputs"):
         check_place(Path(getattr(config, key)), key)
     checksums = Checksums(Path(config.store) / ".checksums.json")
@@ -280,7 +282,7 @@ def text_files(pattern: str, key: str, formats: Sequence[str] = corpus_files.SUF
     paths = corpus_files.matching_files(pattern, key)
     for path in paths:
         if path.suffix not in formats:
-            raise BadInput(f"{key}: expected a {' or '.join(formats)} file, got {path}.")
+            raise BadInput(corpus_files.wrong_format(path, key, formats))
         if path.suffix != ".parquet":
             _check_utf8(path, key)
     return paths

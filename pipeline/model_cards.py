@@ -15,6 +15,7 @@ import yaml
 
 from common import hub
 from common.hub import OTHER_LICENCE, common_licence
+from common.units import counted
 
 if TYPE_CHECKING:
     from pipeline.stages.stage import Stage
@@ -40,7 +41,7 @@ class Facts:
 
     language: its code; spoken: its name. choice: as in choice.yml. candidates: how many it was chosen among.
     stages: what it was made by, each with name and settings. stop: the token that was added to those that end a
-    generation, if one was.
+    generation, if one was. new_tokens: those that its tokenizer has besides the chat model's.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Facts:
     dtype: str
     stages: Sequence[Mapping[str, Any]]
     stop: str | None = None
+    new_tokens: int = 0
 
 
 def render_adapted(facts: Facts, of_merge: str) -> str:
@@ -84,6 +86,10 @@ def _body(facts: Facts) -> list[str]:
     choice = facts.choice
     overruled = f" Its method was asked for (`adapt.write={choice['write']}`)." if "write" in choice else ""
     added = f" `{facts.stop}` was added to the tokens that end an answer." if facts.stop else ""
+    of_chat = "Tokenizer, chat template"
+    if facts.new_tokens:
+        more = f"{counted(facts.new_tokens, 'more token')} for {facts.spoken}"
+        of_chat = f"The tokenizer is that of `{facts.chat.name}` with {more}. Chat template"
     pair = [facts.chat] if one else [facts.base, facts.chat]
     licences = ", ".join(f"`{origin.name}`: {origin.licence or 'states none'}" for origin in pair)
     chosen = (
@@ -94,7 +100,7 @@ def _body(facts: Facts) -> list[str]:
     return [
         f"A chat model that was adapted to {facts.spoken}: a merge of {of} with continual pre-training (CT).\n",
         chosen,
-        f"Tokenizer, chat template and generation settings are those of `{facts.chat.name}`.{added}\n",
+        f"{of_chat} and generation settings are those of `{facts.chat.name}`.{added}\n",
         f"## Rights\n\nLicences: {licences}. {RIGHTS_OF_TEXT}\n",
         f"## Stages\n\nThese stages made it, the last one last:\n\n```yaml\n{_yaml(list(facts.stages))}```\n",
     ]

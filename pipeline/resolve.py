@@ -11,7 +11,6 @@ from functools import cache
 
 from common.errors import BadInput
 from pipeline.config import Config
-from pipeline.config.trainings import Adaptation
 from pipeline.cost.estimate import BYTES_A_TOKEN
 from pipeline.cost.hardware import USABLE
 
@@ -25,10 +24,15 @@ def resolved(config: Config) -> Config:
         ct = config.ct.model_copy(update={"tokens": tokens, "schedule_tokens": tokens})
         config = config.model_copy(update={"ct": ct})
     if config.train.lora_above is not None:
-        needed = needs_lora(config)
-        train = Adaptation(lora=config.train.lora if needed else None, lora_above=None)
-        config = config.model_copy(update={"train": train})
+        config = config if needs_lora(config) else in_full(config)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"lora_above": None})})
     return config.with_variants({name: resolved(variant) for name, variant in config.variant_configs.items()})
+
+
+def in_full(config: Config) -> Config:
+    """Return the config without LoRA, and so without a frozen base."""
+    train = config.train.model_copy(update={"lora": None, "base_dtype": "float32"})
+    return config.model_copy(update={"train": train})
 
 
 def expected_tokens(config: Config) -> int:
@@ -48,17 +52,13 @@ def expected_tokens(config: Config) -> int:
 def needs_lora(config: Config) -> bool:
     """Whether training all weights is planned to fill more of the device than `train.lora_above`."""
     from pipeline.cost import memory
-    from pipeline.cost.shape import model_shape
 
-    shape, ct, sft = model_shape(config), config.ct, config.sft
-    planned = [memory.training_memory(shape, config.compute, ct.batch_tokens, ct.block_size).total]
-    if sft.source is None:
-        planned.append(
-            memory.training_memory(shape, config.compute, sft.batch_tokens, sft.block_size, packed=True).total
-        )
+    planned = memory.memory_of_trainings(in_full(config))
+    if config.sft.source is not None:
+        del planned["sft"]
     stated = config.train.lora_above
     room = USABLE * device_memory(config.compute.device) if stated == "auto" else float(stated or 0) * GIB
-    return max(planned) > room
+    return max(held.total for held in planned.values()) > room
 
 
 @cache

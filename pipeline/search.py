@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from common.settings import Settings
 
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 Sampler = Literal["tpe", "cmaes", "random"]
-Bounds = tuple[float, float]  # the least and the largest value
+
+
+def bounds(value: object) -> object:
+    """Return a value that is [least, largest]. Raises ValueError."""
+    match value:
+        case [int() | float() as least, int() | float() as largest] if least < largest:
+            return value
+    raise ValueError("must be [least, largest], two numbers of which the first is smaller, such as [0.5, 1.5].")
+
+
+Bounds = Annotated[tuple[float, float], BeforeValidator(bounds)]
 
 
 class SearchSettings(Settings):

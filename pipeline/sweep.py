@@ -279,6 +279,9 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if unknown := re.search(r"Could not override '([^']+)'", text):
         key = unknown[1]
+        added = re.search(r"full_key: (\S+)", str(error.__cause__))
+        if added and added[1].startswith(f"{key}."):
+            return f"{added[1]}: no such key. To add it to the others, set +{added[1]}=value."
         if key in _known_keys():
             return f"{key}: no such key. Add keys one by one, as +{key}.name=value."
         return f"{key}: unknown key. {suggestion(key, _siblings(key))}" if "." in key else _unknown_group(key)

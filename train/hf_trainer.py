@@ -20,12 +20,12 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from common import hub
 from common.files import write_atomic
-from train import distributed, lora, resume
+from train import distributed, lora, memory_saving, resume
 from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.dev_text import DevText, bits_per_byte
 from train.performance import Meter, Performance
-from train.settings import Compute, LoraSettings, TrainingSettings
+from train.settings import Compute, TrainingSettings
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -69,6 +69,7 @@ def training_arguments(
         learning_rate=settings.learning_rate,
         warmup_steps=max(1, round(settings.warmup_ratio * settings.schedule_steps)),
         **learning_rate_schedule(settings),
+        **memory_saving.optimizer_arguments(settings),
         weight_decay=settings.weight_decay,
         adam_beta2=0.95,  # with the clipping at 1.0, as Llama was trained (Touvron et al. 2023, section 2.2)
         max_grad_norm=1.0,
@@ -114,16 +115,25 @@ def learning_rate_schedule(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def load_model(folder: Path, settings: TrainingSettings, compute: Compute) -> Any:
-    """Return the model to train, in float32: all of it, or, with LoRA, a PeftModel around it."""
+    """Return the model to train, in float32: all of it, or, with LoRA, a PeftModel around it.
+
+    LoRA may have a base in fewer bits.
+    """
     hub.check_no_adapter(folder, "model")
     torch.manual_seed(settings.seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=compute.attention, trust_remote_code=False
+        folder,
+        dtype=torch.float32,
+        attn_implementation=compute.attention,
+        trust_remote_code=False,
+        **memory_saving.loading(settings, compute.device),
     )
     freeze_other_modalities(model)
     if settings.lora is None:
         return model
-    return lora.add_adapter(model, settings.lora, other_modalities(model), settings.train_embeddings)
+    adapted = lora.add_adapter(model, settings.lora, other_modalities(model), settings.train_embeddings)
+    memory_saving.round_base(adapted, settings)
+    return adapted
 
 
 def freeze_other_modalities(model: transformers.PreTrainedModel) -> None:
@@ -178,6 +188,8 @@ class Trainer(transformers.Trainer):
         holders = ("model", "model_wrapped", "optimizer", "lr_scheduler", "callback_handler")
         vars(self).update(dict.fromkeys(holders))
         self.accelerator.free_memory()
+        if self.args.optim in memory_saving.OPTIMIZERS.values():
+            memory_saving.forget_optimizers()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -190,10 +202,11 @@ class Trainer(transformers.Trainer):
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
-    def publish(self, out: Path, base: Path, adaptation: LoraSettings | None) -> None:
+    def publish(self, out: Path, base: Path, settings: TrainingSettings) -> None:
         """Write the weights of all processes, in float32, as a plain folder `out/model` that `from_pretrained` loads.
 
-        Tied tensors are written once. With LoRA, the adapter is written as `out/adapter`, too.
+        Tied tensors are written once. With LoRA, the adapter is written as `out/adapter`, too, and the weights that it
+        does not train are those of the base's files, in whatever dtype they were while it trained.
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16):
@@ -204,9 +217,13 @@ class Trainer(transformers.Trainer):
         plain = self.accelerator.unwrap_model(self.model_wrapped)
         vars(plain.config).pop("use_cache", None)  # transformers.Trainer has set it to False for the training
         vars(plain.config).update(self.cached)
-        if adaptation:
+        if settings.lora:
             lora.save_adapter(plain, weights, base, out / "adapter")
-            plain, weights = plain.get_base_model(), lora.merge_adapter(weights, adaptation)
+            if settings.base_dtype == "float32":
+                plain, weights = plain.get_base_model(), lora.merge_adapter(weights, settings.lora)
+            else:
+                plain = self._read_base(base)
+                weights = lora.merge_adapter(weights, settings.lora, plain.state_dict())
         tied = getattr(plain, "all_tied_weights_keys", None) or {}
         kept = {
             name: tensor.float() if tensor.is_floating_point() else tensor
@@ -237,18 +254,19 @@ class Trainer(transformers.Trainer):
             if weights is not None and full is not None and name in weights:
                 weights[name] = full.detach().cpu().view(weights[name].shape)
         if weights is not None and untrained:
-            base_weights = self._read_weights(base)
+            base_weights = self._read_base(base).state_dict()
             weights.update({name: base_weights[lora.plain_name(name)] for name in untrained if name in weights})
 
-    def _read_weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        """Return a model's weights in float32, unsharded even under ZeRO-3."""
+    def _read_base(self, folder: Path) -> Any:
+        """Return a model in float32 on the CPU, unsharded even under ZeRO-3."""
         unset_hf_deepspeed_config()
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, trust_remote_code=False
-            ).state_dict()
+            )
         finally:
-            set_hf_deepspeed_config(self.args.hf_deepspeed_config)
+            if self.is_deepspeed_enabled:
+                set_hf_deepspeed_config(self.args.hf_deepspeed_config)
 
 
 def flatten_rows(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -70,17 +70,27 @@ def check_mergeable(model: Any) -> Any:
     return model
 
 
-def merge_adapter(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
-    """Return the weights of the plain model with the factors merged in: sums in float32, rounded to each dtype."""
+def merge_adapter(
+    weights: Mapping[str, torch.Tensor], lora: LoraSettings, base: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the weights of the plain model with the factors merged in: sums in float32, rounded to each dtype.
+
+    base: weights by the plain model's names in place of frozen ones that were rounded; None: these are exact. Sums are
+    on the CPU, so that a GPU that was full in training does not have to hold a second model.
+    """
     scale = lora.alpha / lora.rank
     plain = {}
     for name, tensor in weights.items():
         module, is_adapted, rest = name.partition(".base_layer.")
         if ".lora_" in name or FROZEN in name:
             continue
+        if base is not None and IN_FULL not in name:
+            if plain_name(name) not in base:  # constants of quantization
+                continue
+            tensor = base[plain_name(name)]
         if is_adapted and rest == "weight":
             a, b = (weights[f"{module}.lora_{side}.default.weight"].float() for side in "AB")
-            tensor = (tensor.float() + (b @ a) * scale).to(tensor.dtype)
+            tensor = (tensor.float() + ((b @ a) * scale).to(tensor.device)).to(tensor.dtype).cpu()
         plain[plain_name(name)] = tensor
     return plain
 

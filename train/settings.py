@@ -228,6 +228,13 @@ class LoraSettings(Settings):
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]  # modules that get additions
 
 
+class MemorySaving(Settings):
+    """Fewer bits for what a training keeps (train/memory_saving.py)."""
+
+    base_dtype: Literal["float32", "bfloat16", "nf4"] = "float32"  # of the base's frozen linear layers under LoRA
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # the second keeps AdamW's moments in 8 bits
+
+
 class FrozenColumns(Settings):
     """The columns of weights that do not change (train/column_freezing.py)."""
 
@@ -245,7 +252,7 @@ class MixedPrecision(Settings):
         return super().key_content() | ({} if self.precision == "fp32" else {"published": "float32"})
 
 
-class TrainingSettings(Optimization, MixedPrecision):
+class TrainingSettings(Optimization, MixedPrecision, MemorySaving):
     """A training of a given model on given blocks.
 
     whole_text: whether it trains on all blocks, whose number only the blocks know; `tokens` is then an estimate.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import dev_text, distributed, resume
+from train import dev_text, distributed, memory_saving, resume
 from train.data.blocks import Blocks
 from train.data.chat_template import TrainedTemplate, add_stop_token
 from train.dev_text import DevEvaluation
@@ -54,10 +54,11 @@ def train(
     should_stop: called after every step; once it is true in any process, all save and raise Interrupted.
 
     Returns the facts of `distributed.verify_launch`, and as `performance` the fields of
-    `train.performance.Performance`, or None. Raises BadInput for a budget, batch or state that cannot work, and if the
-    number of processes is not that of `compute`.
+    `train.performance.Performance`, or None. Raises BadInput for settings, a budget, batch or state that cannot work,
+    and if the number of processes is not that of `compute`.
     """
     distributed.batch_sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
+    memory_saving.check(settings, compute)
     dataset = Blocks(blocks_dir)
     check_budget(settings, len(dataset), blocks_dir.name)
 
@@ -137,7 +138,7 @@ def publish(
     """
     import transformers
 
-    trainer.publish(out, model_dir, settings.lora)
+    trainer.publish(out, model_dir, settings)
     if trainer.is_world_process_zero():
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
         if trained := TrainedTemplate.read(blocks_dir):

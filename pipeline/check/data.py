@@ -18,9 +18,11 @@ from common import hub_data
 from common.errors import BadInput
 from common.special_tokens import control_tokens
 from common.units import format_tokens
+from pipeline import architecture
 from pipeline.check.finding import Finding, first_of_each_language, guarded, is_done
 from pipeline.config import CipherCorpus, Config, Corpus, HubCorpus, HubSource
 from pipeline.inputs import chat_template
+from pipeline.stages import vocabulary
 from pipeline.stages.data import chat_settings
 from train.data import conversations
 from train.data.chat_template import NONE
@@ -54,12 +56,19 @@ def check_corpora(cell: Cell) -> Iterator[Finding]:
         yield from guarded(hub_data.check, hub_source(source), columns, key)
     if config.ct.sources and not is_done(cell, "text_source"):
         for name, further in config.ct.sources.items():
-            yield from guarded(check_source, hub_source(further), further.template, f"ct.sources.{name}")
+            yield from guarded(
+                check_source, hub_source(further), further.template, f"ct.sources.{name}", further.max_bytes
+            )
     if not cell.stages:  # its inputs were rejected: files are named there
         return
-    if isinstance(config.corpus, Corpus) and not is_done(cell, "corpus"):
-        yield from guarded(check_readable, config.corpus.path, "corpus.path")
-        yield from guarded(check_readable, config.corpus.english_path, "corpus.english_path")
+    corpus = config.corpus
+    if isinstance(corpus, Corpus) and not is_done(cell, "corpus"):
+        for path, key, language in (
+            (corpus.path, "corpus.path", config.language.code),
+            (corpus.english_path, "corpus.english_path", "en"),
+        ):
+            unreadable = guarded(check_readable, path, key)
+            yield from unreadable or guarded(check_splits, corpus, path, key, language)
     plain = config.sft.template == NONE  # else conversations; see check_conversations
     if config.sft.path and plain and config.sft.source is None and not is_done(cell, "items"):
         from train.data.instructions import own_instructions
@@ -75,6 +84,17 @@ def check_readable(pattern: str | None, key: str) -> None:
         documents = itertools.islice(sources.read_documents(glob.escape(str(path)), key), FIRST_DOCUMENTS)
         if not sum(1 for _ in documents):
             raise BadInput(f"{key}: {path} has no text. Give another file.")
+
+
+def check_splits(corpus: Corpus, pattern: str | None, key: str, language: str) -> None:
+    """Raise BadInput for files whose documents leave a split empty."""
+    from train.data.corpus import build, sources
+
+    if pattern is None:
+        return
+    documents = sources.read_documents(pattern, key)
+    if empty := build.empty_splits(documents, corpus.seed, corpus.dev, corpus.test):
+        raise BadInput(f"{key}={pattern}: {build.no_document(language, empty[0])}")
 
 
 def hub_source(section: HubSource) -> hub_data.Source:
@@ -110,14 +130,14 @@ def check_tokenizer(cell: Cell) -> Iterator[Finding]:
             f"{subject} reads control tokens in the {language} text: {names} ({sum(known.control.values()):,} times in"
             f" up to {SAMPLE} documents). Remove them from the text unless they are meant.",
         )
-    if known.fallback > MAX_FALLBACK_SHARE:
+    if known.fallback > MAX_FALLBACK_SHARE and not config.model.new_tokens:
         measured = (
             f"{known.bytes_a_token:.2f} bytes of {language} a token, {known.fallback:.0%} of them parts of characters"
         )
         yield Finding(
             False,
             f"{subject} splits the script into many tokens ({measured}): "
-            "a budget covers little text, and answers are long.",
+            "a budget covers little text, and answers are long. New tokens shorten both: set model.new_tokens.",
         )
 
 
@@ -139,16 +159,27 @@ EXTENDED_BY = 1_000_000  # UTF-8 bytes of the text that new tokens are learnt fr
 def check_new_tokens(cell: Cell) -> Iterator[Finding]:
     """Yield what new tokens change, as far as a part of the text shows it.
 
-    Raises BadInput for a tokenizer that cannot be continued.
+    Raises BadInput for a tokenizer that cannot be continued, a text that gives no token, and an embedding that lacks
+    rows for old tokens.
     """
     config = cell.config
     found = None if is_done(cell, "base_extended") else extended_fertility(config)
     if found is None:
         return
-    before, after = found
+    asked, before, after = config.model.new_tokens or 0, found.before, found.after
+    if not found.tokens and found.complete:
+        raise BadInput(vocabulary.no_token(asked, config.language.code))
+    where = f"model.path={config.model.path}"
+    folder = tokenizer_folder(config)
+    if folder and (folder / "config.json").is_file():
+        rows = architecture.sizes(architecture.config_of(folder, where))["vocab_size"]
+        if isinstance(rows, int) and rows < found.first:
+            raise BadInput(vocabulary.too_few_rows("the embedding", folder, rows, found.first))
+    source = "the text" if found.complete else "this part of the text"
+    fewer = "" if found.tokens == asked else f" of {asked:,}, as {source} gives no more"
     yield Finding(
         False,
-        f"vocabulary  {config.model.new_tokens:,} new tokens: about {after['bytes_per_token']:.2f} bytes of"
+        f"vocabulary  {found.tokens:,} new tokens{fewer}: about {after['bytes_per_token']:.2f} bytes of"
         f" {config.language.name} per token (before: {before['bytes_per_token']:.2f}), {after['tokens_per_word']:.2f}"
         f" tokens per word (before: {before['tokens_per_word']:.2f}); learnt from the first"
         f" {EXTENDED_BY / 1e6:.0f} MB of text here, from all of it in the run",
@@ -156,10 +187,26 @@ def check_new_tokens(cell: Cell) -> Iterator[Finding]:
     )
 
 
-def extended_fertility(config: Config) -> tuple[dict[str, float], dict[str, float]] | None:
-    """Return what a sample of the text takes before and after it gives new tokens; see train.vocabulary.fertility.
+@dataclass(frozen=True)
+class Extended:
+    """What new tokens change.
 
-    None without new tokens, and if tokenizer or text are missing, which another check reports.
+    tokens: their number. first: the number of the first. before, after: of a sample; see train.vocabulary.fertility.
+    complete: whether they were learnt from all of the text.
+    """
+
+    tokens: int
+    first: int
+    before: dict[str, float]
+    after: dict[str, float]
+    complete: bool
+
+
+def extended_fertility(config: Config) -> Extended | None:
+    """Learn new tokens from a part of the text, and return what they change in another part.
+
+    A text of fewer than `SAMPLE` documents is both. None without new tokens, and if tokenizer or text are missing,
+    which another check reports.
     """
     folder = tokenizer_folder(config) if config.model.new_tokens else None
     if folder is None:
@@ -169,27 +216,31 @@ def extended_fertility(config: Config) -> tuple[dict[str, float], dict[str, floa
     texts = list(itertools.islice(documents, 10_000))
     sizes = itertools.accumulate(len(text.encode()) for text in texts)
     learnt = tuple(text for text, size in zip(texts, sizes, strict=True) if size <= EXTENDED_BY)
-    return _extended_fertility(str(folder), config.model.new_tokens or 0, learnt or sample, sample) if sample else None
+    if not sample:
+        return None
+    return _extended_fertility(str(folder), config.model.new_tokens or 0, learnt or sample, sample, not texts)
 
 
 @cache
 def _extended_fertility(
-    folder: str, count: int, texts: tuple[str, ...], sample: tuple[str, ...]
-) -> tuple[dict[str, float], dict[str, float]]:
+    folder: str, count: int, texts: tuple[str, ...], sample: tuple[str, ...], complete: bool
+) -> Extended:
     from tokenizers import Tokenizer
 
-    from train import vocabulary
+    from train.vocabulary import extend, fertility
 
     tokenizer = load_tokenizer(Path(folder), "model.path")
-    extension = vocabulary.extend(tokenizer, texts, count)
+    extension = extend(tokenizer, texts, count)
     after = Tokenizer.from_str(json.dumps(extension.described))
-    return vocabulary.fertility(tokenizer, sample), vocabulary.fertility(after, sample)
+    return Extended(
+        len(extension.tokens), extension.first, fertility(tokenizer, sample), fertility(after, sample), complete
+    )
 
 
 def bytes_a_token(config: Config) -> float | None:
     """Return UTF-8 bytes of the language per token of the tokenizer that CT uses, about; None: not known."""
     if extended := extended_fertility(config):
-        return extended[1]["bytes_per_token"]
+        return extended.after["bytes_per_token"]
     known = fertility_of(config)
     return known.bytes_a_token if known else None
 
@@ -272,11 +323,18 @@ def text_bytes(config: Config) -> int | None:
 
 
 def check_control(cell: Cell) -> Iterator[Finding]:
-    """Warn if the base may have read the English of a cipher's text.
+    """Check that the text of a base's recipe is there, and warn if the base may have read a cipher's English.
 
     A recipe that withholds other chapters than the cipher takes is rejected before (pipeline/config/cell.py).
     """
     config, model, recipe = cell.config, cell.config.model, cell.config.model.recipe
+    has_verses = config.corpus.source in ("bible", "cipher")
+    if model.path is None and recipe and recipe.aligned_fraction and not has_verses and not is_done(cell, "base"):
+        yield Finding(
+            True,
+            f"model.recipe.aligned_fraction={recipe.aligned_fraction:g}: the recipe of the base reads aligned verses,"
+            " and this corpus has none. Set model=tiny, another model.path, or model.recipe.aligned_fraction=0.",
+        )
     if isinstance(config.corpus, CipherCorpus) and not (recipe and recipe.withheld_chapters):
         known = "its recipe withholds no chapter" if recipe else "what it was trained on is not known"
         yield Finding(

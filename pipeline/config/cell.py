@@ -22,6 +22,7 @@ from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
 from train.data.chat_template import CHATML, TOKENIZER
 from train.distributed import batch_sizes
+from train.memory_saving import contradiction
 
 
 def iso_date(value: str) -> str:
@@ -244,6 +245,13 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def memory_can_be_saved(self) -> Config:
+        train, compute = self.train, self.compute
+        if wrong := contradiction(train, train.lora is not None, compute.precision, compute.strategy):
+            raise ValueError(wrong)
+        return self
+
+    @model_validator(mode="after")
     def template_has_its_tokens(self) -> Config:
         if self.model.path is None and self.sft.template in (TOKENIZER, CHATML):
             raise ValueError(
@@ -380,4 +388,4 @@ def validate(composed: Mapping[str, Any], given: Collection[str] = ()) -> Config
     try:
         return Config.model_validate(current)
     except ValidationError as error:
-        raise BadInput(error_line(error, current)) from None
+        raise BadInput(error_line(error, current, Config)) from None

@@ -62,6 +62,11 @@ class ModelShape(Settings):
         return 2 * self.query_width + 2 * self.kv_width
 
     @property
+    def linear_parameters(self) -> int:
+        """Count the parameters of a layer's linear layers, which LoRA may freeze in fewer bits: not of experts."""
+        return self.hidden * (self._attention + (0 if self.experts else 3 * self.feed_forward))
+
+    @property
     def parameters(self) -> int:
         """Return all, each once."""
         return self.outer_parameters + self.layers * self.layer_parameters
@@ -124,6 +129,14 @@ class Model(NewTokens):
     def finds_what_is_shipped(cls, path: str | None) -> str | None:
         """Accept models/tiny-base outside the clone too."""
         return shipped(path) if path else path
+
+    @model_validator(mode="after")
+    def first_embeddings_have_tokens(self) -> Model:
+        if self.new_tokens is None and self.new_token_init != "mean":
+            raise ValueError(
+                f"new_token_init={self.new_token_init}: there are no new tokens. Set model.new_tokens to their number."
+            )
+        return self
 
     @model_validator(mode="after")
     def comes_from_somewhere(self) -> Model:

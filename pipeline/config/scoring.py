@@ -115,9 +115,6 @@ class Method(Settings):
             raise ValueError("space: this method has a grid too. Remove it, such as by '~merge.methods.NAME.grid'.")
         if both := sorted(set(self.recipe) & set(self.space)):
             raise ValueError(f"space.{both[0]}: is in the recipe too. Set it in one place.")
-        for name, (low, high) in self.space.items():
-            if not low < high:
-                raise ValueError(f"space.{name}: must be [least, largest], got [{low:g}, {high:g}].")
         if "merge_then_sft" in self.of:
             raise ValueError(
                 "of: merge_then_sft is trained from a merge, so merges cannot use it. Name another checkpoint."

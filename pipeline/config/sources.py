@@ -58,10 +58,14 @@ class HubSource(SourceSettings):
             raise ValueError(
                 "dataset: missing. Set the name of a data set on the Hub, or a folder of Parquet or JSONL files."
             )
+        if (file := Path(self.dataset)).is_file():
+            raise ValueError(
+                f"dataset={file}: is a file. Set dataset to its folder, {file.parent}, and files to {file.name}."
+            )
         if self.revision is None and not self.local:
             raise ValueError(
-                f"revision: missing. Set the commit (40 hex digits) of {self.dataset} on the Hub,"
-                " or set dataset to a folder that exists."
+                f"revision: missing, and {self.dataset} is no folder here. Set the commit (40 hex digits) of a data set"
+                " on the Hub, or set dataset to a folder that exists."
             )
         return self
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from common.settings import Fraction, Positive, Settings, Tokens
+from common.settings import Fraction, Positive, Tokens
 from common.units import format_tokens
 from common.validation import sentence
 from pipeline.config.sources import CtSource, HubInstructions
 from train.data.blocks import mixture
 from train.data.chat_template import GIVEN, NONE
-from train.settings import CtData, FrozenColumns, LoraSettings, Optimization
+from train.settings import CtData, FrozenColumns, LoraSettings, MemorySaving, Optimization
 
 
 class Training(Optimization):
@@ -227,7 +227,7 @@ class Instructions(Training):
         return self
 
 
-class Adaptation(Settings):
+class Adaptation(MemorySaving):
     """Which weights are trained. lora_above: planned memory in GiB above which LoRA is used; None: always, if given."""
 
     lora: LoraSettings | None

@@ -19,8 +19,8 @@ from common.errors import BadInput
 from eval.task_checks import GENERATED, LENGTH_KEYS
 from pipeline.config import Config, ModelShape
 from pipeline.cost.hardware import Cluster, Speed, speed_to_plan_by
-from pipeline.cost.memory import Memory, base_width, width
-from pipeline.cost.shape import RECOMPUTED, forward_flops, model_shape, trained_parameters, training_flops
+from pipeline.cost.memory import Memory, base_width, moment_bytes, width
+from pipeline.cost.shape import RECOMPUTED, forward_flops, model_shape, trained_by, training_flops
 from pipeline.page_questions import COUNT as QUESTIONS
 from pipeline.stages.cell import Cell, merged, owners
 from pipeline.stages.stage import Stage
@@ -116,15 +116,16 @@ def token_bytes(shape: ModelShape) -> int:
 
 def checkpoint_bytes(shape: ModelShape, config: Config) -> int:
     """Return a trained model on the disk: its weights in 32 bits, and LoRA's additions beside them."""
-    return 4 * shape.parameters + (4 * trained_parameters(config) if config.train.lora else 0)
+    return 4 * shape.parameters + (4 * trained_by(config).parameters if config.train.lora else 0)
 
 
-def state_bytes(shape: ModelShape, config: Config) -> int:
-    """Count the bytes of a training state: weights and two moments of Adam in 32 bits; DeepSpeed adds two copies of
+def state_bytes(shape: ModelShape, config: Config) -> float:
+    """Count the bytes of a training state: weights in 32 bits and two moments of Adam; DeepSpeed adds two copies of
     the model.
     """
     copies = 2 * width(config.compute.precision) * shape.parameters if config.compute.strategy.startswith("zero") else 0
-    return 12 * trained_parameters(config) + copies
+    trained = trained_by(config)
+    return 4 * trained.parameters + moment_bytes(trained) + copies
 
 
 def corpus_bytes(config: Config) -> float:

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.cost.shape import from_config_json, model_shape, training_flops
 from pipeline.store import Entry, Store
 from train.performance import Performance
-from train.settings import TrainingSettings
+from train.settings import MemorySaving, TrainingSettings
 
 USABLE = 0.9  # share of a GPU's memory that a training may fill (assumed): the rest is CUDA's context and fragmentation
 NVIDIA_NODE = 8  # GPUs of the nodes whose main memory is known
@@ -229,10 +229,12 @@ def comparable_speeds(store: Store, config: Config, gpu: GPU, kinds: Iterable[st
 
 
 def _trains_alike(entry: Entry, config: Config) -> bool:
-    """Return whether an entry was trained in the config's precision, and with LoRA if the config is."""
+    """Return whether an entry was trained in the config's precision and dtypes, and with LoRA if the config is."""
     settings = entry.record["settings"]
     same_precision = settings.get(PRECISION, "fp32") == config.compute.precision
-    return same_precision and (LORA in settings) == (config.train.lora is not None)
+    saving = [settings.get(name, field.default) for name, field in MemorySaving.model_fields.items()]
+    same_saving = saving == [getattr(config.train, name) for name in MemorySaving.model_fields]
+    return same_precision and same_saving and (LORA in settings) == (config.train.lora is not None)
 
 
 def _shape_of(entry: Entry) -> object:

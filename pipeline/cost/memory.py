@@ -12,6 +12,10 @@ Not everything is alive at once. The peak is the larger of two moments of a step
 pass begins (all activations and the block of logits, no gradients yet unless earlier passes of the step left some), and
 where it ends (all gradients, the last layer's activations). `adamw_torch_fused`, the default of transformers'
 TrainingArguments, updates in place. tests/pipeline/test_memory.py compares the plan with measured peaks.
+
+A base that LoRA freezes may have fewer bits, and AdamW's moments too (train/memory_saving.py). In nf4 a weight has 4
+bits, 64 weights share a scale of 8 bits, and 256 of these scales one of 32 (Dettmers et al. 2023, arXiv 2305.14314,
+section 3).
 """
 
 from __future__ import annotations
@@ -25,12 +29,16 @@ from common.errors import BadInput
 from common.hub import local_folder
 from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost.hardware import GPUS, Cluster
-from pipeline.cost.shape import model_shape, trained_parameters
+from pipeline.cost.shape import Trained, all_weights, model_shape, trained_by
 from train.distributed import ZERO_STAGES, batch_sizes
+from train.memory_saving import contradiction
+from train.settings import MemorySaving
 
 HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
 BUCKET = 5 * 10**8  # elements: DeepSpeed's default reduce_bucket_size; a buffer of it is there while gradients come
 LIVE = 10**9  # elements: DeepSpeed's default stage3_max_live_parameters, which stay gathered
+BASE_BYTES = {"float32": 4, "bfloat16": 2, "nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256)}  # of a weight of a frozen layer
+MOMENT_8BIT = 1 + 4 / 256  # bytes of a weight: 256 of them share a scale of 32 bits
 
 
 @dataclass(frozen=True)
@@ -74,17 +82,24 @@ def width(precision: str) -> int:
 
 
 def states(
-    shape: ModelShape, strategy: str, precision: str, processes: int, nodes: int, trained: int | None = None
+    shape: ModelShape,
+    strategy: str,
+    precision: str,
+    processes: int,
+    nodes: int,
+    trained: Trained | None = None,
+    recomputed: bool = False,
 ) -> Memory:
     """Model states a GPU, of `processes` a node.
 
     DDP and FSDP keep 32-bit weights. Without sharding, autocast makes 16-bit copies of them; FSDP gathers them in 16
     bits (accelerate's MixedPrecisionPolicy), and DeepSpeed trains 16-bit weights beside its 32-bit ones.
 
-    trained: how many parameters get gradients and moments; None: all.
+    trained: None: all weights. recomputed: whether activations are.
     """
-    count, gpus, number = shape.parameters, processes * nodes, width(precision)
-    learnt = count if trained is None else trained
+    trained = trained or all_weights(shape)
+    gpus, number, learnt = processes * nodes, width(precision), trained.parameters
+    count = shape.parameters + (learnt if trained.frozen else 0)
     gathered = 4 * shape.embedding_parameters  # ZeRO-3: the largest module, whole, while it is used
     match strategy:
         case "zero2":
@@ -95,11 +110,32 @@ def states(
             return Memory(gathered, 0, 0, host=(number * count + 16 * learnt) / nodes * HOST_SLACK)
         case "fsdp":
             return Memory(4 * count / gpus, 4 * learnt / gpus, 8 * learnt / gpus)
-    copies = 2 * count if number == 2 else 0
-    return Memory(4 * count, 4 * learnt, 8 * learnt, copies)
+    fewer = shape.layers * shape.linear_parameters * (4 - BASE_BYTES[trained.saving.base_dtype])
+    copies = copied_weights(shape, trained, recomputed) if number == 2 else 0
+    return Memory(4 * count - fewer, 4 * learnt, moment_bytes(trained), 2 * copies)
 
 
-def buffers(shape: ModelShape, compute: Compute, trained: int) -> float:
+def moment_bytes(trained: Trained) -> float:
+    """Return bytes of AdamW's two moments. 8-bit AdamW keeps those of the embedding in 32 bits."""
+    if trained.saving.optimizer == "adamw":
+        return 8 * trained.parameters
+    return 8 * trained.embedding + 2 * MOMENT_8BIT * (trained.parameters - trained.embedding)
+
+
+def copied_weights(shape: ModelShape, trained: Trained, recomputed: bool) -> int:
+    """Count the weights of which there are 16-bit copies at once.
+
+    Autocast keeps copies of weights that get gradients until the forward pass ends. Frozen ones are copied for each
+    layer's own backward pass: where activations are recomputed, of one layer at a time. Layers in bfloat16 or nf4 are
+    not copied.
+    """
+    if not trained.frozen:
+        return shape.parameters
+    layers = (1 if recomputed else shape.layers) if trained.saving.base_dtype == "float32" else 0
+    return layers * shape.linear_parameters + shape.embedding_parameters + trained.parameters
+
+
+def buffers(shape: ModelShape, compute: Compute, trained: Trained) -> float:
     """Return bytes of a GPU that are neither states nor activations: what is gathered from others or waits to be sent.
 
     DDP: buckets of all gradients beside them (gradient_as_bucket_view is off). ZeRO: one bucket, two where sending
@@ -110,7 +146,7 @@ def buffers(shape: ModelShape, compute: Compute, trained: int) -> float:
     if compute.strategy == "fsdp":
         return number * (shape.outer_parameters + 3 * shape.layer_parameters)
     if compute.strategy == "ddp":
-        return 4 * trained if compute.processes * compute.nodes > 1 else 0
+        return 4 * trained.parameters if compute.processes * compute.nodes > 1 else 0
     if compute.strategy == "zero2":
         return number * BUCKET * (2 if compute.device == "cuda" else 1)
     if compute.strategy in ZERO_STAGES:
@@ -126,7 +162,7 @@ def layer_activations(
     context: int = 0,
     autocast: bool = False,
     packed: bool = False,
-    frozen: bool = False,
+    trained: Trained | None = None,
 ) -> float:
     """Return bytes that one layer keeps of one token, by transformers' modeling_llama.py.
 
@@ -136,21 +172,25 @@ def layer_activations(
 
     autocast: 32-bit weights under a 16-bit pass. packed: blocks hold several examples, for which attention takes a
     mask, and with a mask keys and values are repeated for all heads. Eager attention repeats them too, and keeps its
-    weights over the `context`. frozen: only LoRA's additions are trained, so norms keep no normalised value.
+    weights over the `context`. If only LoRA's factors are trained, norms keep no normalised value. Layers in nf4 give
+    their results in 32 bits: gate, SiLU and up are kept so.
     """
     number, wide = width(precision), shape.hidden
+    frozen = trained is not None and trained.frozen
     normalised = 0 if frozen else 4 if autocast else number
     outputs = 5 * 2 if autocast else 2 * number
     norms = (2 * (4 + normalised) + outputs) * wide
     repeated = packed or attention == "eager"
     keys = shape.query_width if repeated else shape.kv_width
     kept = norms + number * (2 * shape.query_width + 2 * keys + 4 * shape.feed_forward * (shape.active_experts or 1))
+    if trained is not None and trained.saving.base_dtype == "nf4" and not shape.experts:
+        kept += (4 - number) * 3 * shape.feed_forward
     weights = shape.heads * context * (4 + (number if number == 2 else 0)) if attention == "eager" else 0
     return kept + weights + (context if packed else 0)
 
 
 def activations(
-    shape: ModelShape, tokens: int, compute: Compute, context: int, packed: bool = False, frozen: bool = False
+    shape: ModelShape, tokens: int, compute: Compute, context: int, packed: bool = False, trained: Trained | None = None
 ) -> Memory:
     """Activations, logits and one layer (other fields 0) for `tokens` tokens in one forward pass.
 
@@ -159,15 +199,18 @@ def activations(
     (loss/loss_utils.py: ForCausalLMLoss); then the logits' gradient and that of the head. Liger kernels make them in
     small chunks.
     """
-    number = width(compute.precision)
+    trained = trained or all_weights(shape)
+    number, frozen = width(compute.precision), trained.frozen
     autocast = number == 2 and compute.strategy in ("none", "ddp")
     stream = 4 if autocast else number  # bytes of a number between layers: 32-bit embeddings stay so under autocast
-    layer = layer_activations(shape, compute.precision, compute.attention, context, autocast, packed, frozen)
+    layer = layer_activations(shape, compute.precision, compute.attention, context, autocast, packed, trained)
     kept = shape.layers * (stream * shape.hidden if compute.gradient_checkpointing else layer)
     last_norm = (8 + 2 if autocast else 4 + 2 * number) * shape.hidden
     head = 0 if frozen else (4 if autocast else number) * shape.embedding_parameters
     logits = 0 if compute.liger else max(12 * shape.vocabulary * tokens, 4 * shape.vocabulary * tokens + head)
-    return Memory(0, 0, 0, activations=tokens * (kept + last_norm), logits=logits, layer=tokens * layer)
+    # an nf4 matrix is brought to 32 bits, and from there to those of the pass, while it is used
+    unpacked = (4 + number) * shape.hidden * shape.feed_forward if trained.saving.base_dtype == "nf4" else 0
+    return Memory(0, 0, 0, activations=tokens * (kept + last_norm), logits=logits, layer=tokens * layer + unpacked)
 
 
 def training_memory(
@@ -175,20 +218,22 @@ def training_memory(
     compute: Compute,
     batch_tokens: int,
     block_size: int,
-    trained: int | None = None,
+    trained: Trained | None = None,
     packed: bool = False,
 ) -> Memory:
-    """Return the bytes that a GPU needs in training (`trained` parameters, None: all) in steps of `batch_tokens`.
+    """Return the bytes that a GPU needs in training (`trained`; None: all weights) in steps of `batch_tokens`.
 
     Raises BadInput if the GPUs cannot divide such a batch.
     """
     world = compute.processes * compute.nodes
-    alone = states(shape, compute.strategy, compute.precision, compute.processes, compute.nodes, trained)
+    trained = trained or all_weights(shape)
+    how = (compute.strategy, compute.precision, compute.processes, compute.nodes)
+    alone = states(shape, *how, trained, compute.gradient_checkpointing)
     blocks, passes = batch_sizes(batch_tokens, block_size, world, compute.micro_batch)
-    kept = activations(shape, blocks * block_size, compute, block_size, packed, trained is not None)
+    kept = activations(shape, blocks * block_size, compute, block_size, packed, trained)
     return replace(
         alone,
-        buffers=buffers(shape, compute, shape.parameters if trained is None else trained),
+        buffers=buffers(shape, compute, trained),
         activations=kept.activations,
         logits=kept.logits,
         layer=kept.layer,
@@ -198,7 +243,7 @@ def training_memory(
 
 def memory_of_trainings(config: Config) -> dict[str, Memory]:
     """Return bytes per GPU while CT and SFT train."""
-    shape, trained = model_shape(config), trained_parameters(config)
+    shape, trained = model_shape(config), trained_by(config)
     parts = (("ct", config.ct), ("sft", config.sft))  # blocks of SFT hold several examples
     return {
         kind: training_memory(shape, config.compute, part.batch_tokens, part.block_size, trained, kind == "sft")
@@ -290,7 +335,8 @@ def node_memory_of_training(shape: ModelShape, config: Config, memory: Memory) -
     train/hf_trainer.py loads the model in 32 bits in the main memory of every process, which brings it to
     its GPU then. ZeRO-3 hands out the tensors of one file as it reads them, so a node holds one copy. In the end the
     first process gathers the weights in 32 bits (Trainer.publish). Under DeepSpeed those that LoRA leaves untrained
-    come in the precision of the passes, and it reads the base's beside them. At the same time states may be offloaded.
+    come in the precision of the passes, and it reads the base's beside them; of a base in fewer bits it reads the
+    base's and adds the factors to a copy. At the same time states may be offloaded.
     """
     compute = config.compute
     whole = 4 * shape.parameters
@@ -298,6 +344,7 @@ def node_memory_of_training(shape: ModelShape, config: Config, memory: Memory) -
     loading = whole * (1 if sharded_as_read else compute.processes)
     rounded = compute.strategy.startswith("zero") and compute.precision != "fp32" and config.train.lora
     gathered = whole + (width(compute.precision) * shape.parameters if rounded else 0)
+    gathered += whole if config.train.base_dtype != "float32" else 0
     return max(loading, memory.host + gathered) + compute.processes * PROCESS
 
 
@@ -322,6 +369,7 @@ def node_memory(config: Config, memories: Mapping[str, Memory], at_once: int) ->
 
 STRATEGIES = ("zero2", "zero3", "fsdp", "zero3_offload")  # from what costs least time to what costs most
 MOST_NODES = 64
+NO_SAVING = {name: field.default for name, field in MemorySaving.model_fields.items()}
 
 
 def on_cluster(config: Config, cluster: Cluster) -> Config:
@@ -387,42 +435,52 @@ def most_memory(config: Config) -> float:
 
 
 def nearest_fit(config: Config, cluster: Cluster) -> str:
-    """Return the smallest change that fits: fewer blocks in a pass, then recomputation, then another strategy, then
-    more nodes.
+    """Return the smallest change that fits: fewer blocks in a pass, then recomputation, then LoRA's base in 16 bits,
+    another strategy or LoRA's base in 4 bits, then more nodes.
     """
-    for compute in alternatives(config.compute, cluster):
-        if not excess_memory(config.model_copy(update={"compute": compute}), cluster):
+    for other in alternatives(config, cluster):
+        if not excess_memory(other, cluster):
+            compute = other.compute
             changes = {
-                key: value for key, value in compute.model_dump().items() if value != getattr(config.compute, key)
+                f"{section}.{key}": value
+                for section in ("compute", "train")
+                for key, value in getattr(other, section)
+                if value != getattr(getattr(config, section), key) and key not in ("processes", "nodes")
             }
-            changed = " ".join(
-                f"compute.{key}={str(value).lower()}"
-                for key, value in changes.items()
-                if key not in ("processes", "nodes")
-            )
-            needs = most_memory(config.model_copy(update={"compute": compute}))
+            changed = " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
             more = (
                 f"CLUSTER={compute.nodes}x{cluster.per_node}x{cluster.gpu.name} "
                 if compute.nodes > cluster.nodes
                 else ""
             )
-            return f"Set {more}{changed} ({gib(needs)})"
+            return f"Set {more}{changed} ({gib(most_memory(other))})"
     return f"Even {MOST_NODES} such nodes are too small: choose GPUs with more memory"
 
 
-def alternatives(compute: Compute, cluster: Cluster) -> Iterator[Compute]:
-    """Other ways to compute the same, from the smallest change on."""
-    ways: list[tuple[str, bool]] = [(compute.strategy, compute.gradient_checkpointing), (compute.strategy, True)]
-    ways += [(strategy, True) for strategy in (STRATEGIES if cluster.gpus > 1 else STRATEGIES[-1:])]
+def alternatives(config: Config, cluster: Cluster) -> Iterator[Config]:
+    """Other ways to train the same, from the smallest change on."""
+    compute, train = config.compute, config.train
+    bfloat16, nf4 = ({"base_dtype": dtype} for dtype in ("bfloat16", "nf4"))
+    sharded = STRATEGIES if cluster.gpus > 1 else STRATEGIES[-1:]
+    ways: list[tuple[str, bool, dict[str, str]]] = [
+        (compute.strategy, compute.gradient_checkpointing, {}),
+        (compute.strategy, True, {}),
+        (compute.strategy, True, bfloat16),
+        *((strategy, True, NO_SAVING) for strategy in sharded if strategy != STRATEGIES[-1]),
+        (compute.strategy, True, nf4),
+        (STRATEGIES[-1], True, NO_SAVING),
+    ]
     nodes = cluster.nodes
     while nodes <= MOST_NODES:
-        for strategy, recompute in ways:
+        for strategy, recompute, changes in ways:
+            saving = train.model_copy(update=changes)
+            if contradiction(saving, train.lora is not None, compute.precision, strategy):
+                continue
             many = strategy != "none"
             sized = {"processes": cluster.per_node if many else 1, "nodes": nodes if many else 1}
             for micro in (compute.micro_batch, 16, 8, 4, 2, 1):
-                yield compute.model_copy(
-                    update={"strategy": strategy, "gradient_checkpointing": recompute, "micro_batch": micro, **sized}
-                )
+                how = {"strategy": strategy, "gradient_checkpointing": recompute, "micro_batch": micro, **sized}
+                yield config.model_copy(update={"compute": compute.model_copy(update=how), "train": saving})
         nodes *= 2
 
 

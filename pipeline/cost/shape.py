@@ -11,6 +11,7 @@ off). Recomputed activations are not model FLOPs; they count in the time only.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from common.errors import BadInput
 from common.hub import local_folder
 from pipeline import architecture
 from pipeline.config.models import ModelShape
+from train.settings import LoraSettings, MemorySaving
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -115,13 +117,38 @@ def _as_transformers_reads_it(folder: Path, where: str) -> dict[str, Any]:
     return text | found
 
 
-def trained_parameters(config: Config) -> int:
-    """Count the trained parameters: all, or LoRA's, with embedding and head where there are new tokens."""
-    lora, shape = config.train.lora, model_shape(config)
-    if lora is None:
-        return shape.parameters
-    tables = shape.embedding_parameters * (1 if shape.tied else 2) if config.model.new_tokens else 0
-    return shape.lora_parameters(lora.rank, lora.targets) + tables
+@dataclass(frozen=True)
+class Trained:
+    """What a training changes, and how it keeps it.
+
+    parameters: number of those with gradients. embedding: how many of these are the embedding's. frozen: whether they
+    are LoRA's, next to a frozen base.
+    """
+
+    parameters: int
+    embedding: int
+    frozen: bool = False
+    saving: MemorySaving = field(default_factory=MemorySaving)
+
+
+def all_weights(shape: ModelShape) -> Trained:
+    """Return the training of all weights by plain AdamW."""
+    return Trained(shape.parameters, shape.embedding_parameters)
+
+
+def trained_by(config: Config) -> Trained:
+    """Return what CT and SFT change: all weights, or LoRA's, with embedding and head where there are new tokens."""
+    shape, train = model_shape(config), config.train
+    if train.lora is None:
+        return replace(all_weights(shape), saving=train)
+    embedding = shape.embedding_parameters if config.model.new_tokens else 0
+    return with_lora(shape, train.lora, train, embedding)
+
+
+def with_lora(shape: ModelShape, lora: LoraSettings, saving: MemorySaving, embedding: int = 0) -> Trained:
+    """Return what LoRA changes. embedding: parameters of an embedding that is trained too, as is the head then."""
+    factors = shape.lora_parameters(lora.rank, lora.targets)
+    return Trained(factors + embedding * (1 if shape.tied else 2), embedding, True, saving)
 
 
 def forward_flops(shape: ModelShape, context: float) -> float:

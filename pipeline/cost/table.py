@@ -14,11 +14,12 @@ from pipeline.cost import estimate, hardware, memory
 from pipeline.cost.estimate import Rates, Row
 from pipeline.cost.hardware import USABLE, Cluster, Speed, parse_cluster
 from pipeline.cost.memory import Memory
-from pipeline.cost.shape import model_shape
+from pipeline.cost.shape import all_weights, model_shape, with_lora
 from pipeline.stages import STAGE_TYPES
 from pipeline.stages.cell import Cell, merged, owners
 from pipeline.store import Store
-from train.settings import Precision
+from train.memory_saving import changed
+from train.settings import LoraSettings, MemorySaving, Precision
 
 HERE = "here"
 
@@ -80,10 +81,11 @@ def heading(config: Config, cluster: Cluster, mfu: float | None, finished: Mappi
             for each in finished.values()
         )
     passes = "recomputation on" if compute.gradient_checkpointing else "recomputation off"
+    saving = "".join(f", {name} {getattr(config.train, name)}" for name in changed(config.train))
     return (
         f"{config.model.name}: {shape.parameters:,} parameters; CLUSTER={cluster}: "
         f"compute.strategy={compute.strategy}, {compute.precision}, "
-        f"{compute.nodes} x {compute.processes} processes, {passes}\n"
+        f"{compute.nodes} x {compute.processes} processes, {passes}{saving}\n"
         f"utilisation in training {utilisation}, in scoring {estimate.SCORING_MFU} assumed"
     )
 
@@ -216,27 +218,33 @@ TABLE_SHAPES = {  # by their config.json
         vocabulary=32000, hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11008, tied=False
     ),
 }
-TABLE_METHODS: dict[str, tuple[Precision, bool]] = {
-    "fp32": ("fp32", False),
-    "bf16": ("bf16", False),
-    "LoRA, bf16": ("bf16", True),
-}  # precision, LoRA
+TABLE_METHODS: dict[str, tuple[Precision, bool, MemorySaving]] = {  # precision, LoRA, dtypes
+    "fp32": ("fp32", False, MemorySaving()),
+    "bf16": ("bf16", False, MemorySaving()),
+    "bf16, 8-bit AdamW": ("bf16", False, MemorySaving(optimizer="adamw_8bit")),
+    "LoRA": ("bf16", True, MemorySaving()),
+    "LoRA, bfloat16 base": ("bf16", True, MemorySaving(base_dtype="bfloat16")),
+    "LoRA, nf4 base": ("bf16", True, MemorySaving(base_dtype="nf4")),
+    "LoRA, nf4 base, 8-bit AdamW": ("bf16", True, MemorySaving(base_dtype="nf4", optimizer="adamw_8bit")),
+}
 GIGABYTES = (16, 24, 40, 80)
-BLOCK, PASSES, RANK = 2048, 2, 64  # the rank of conf/train/lora.yaml
+BLOCK, PASSES = 2048, 2
+LORA = LoraSettings(rank=64, alpha=128, dropout=0.0, targets="all-linear")  # conf/train/lora.yaml
 
 
-def single_gpu_memory(shape: ModelShape, precision: Precision, lora: bool) -> float:
+def single_gpu_memory(shape: ModelShape, precision: Precision, lora: bool, saving: MemorySaving) -> float:
     """Return bytes of the one GPU that trains: one block in a pass, several passes a step, activations recomputed."""
     compute = Compute(device="cuda", precision=precision, gradient_checkpointing=True, micro_batch=1)
-    trained = shape.lora_parameters(RANK, "all-linear") if lora else None
+    whole = replace(all_weights(shape), saving=saving)
+    trained = with_lora(shape, LORA, saving) if lora else whole
     return memory.training_memory(shape, compute, PASSES * BLOCK, BLOCK, trained).total
 
 
 def memory_rows() -> Iterator[tuple[str, str, float]]:
     """Return rows of (model, method, bytes per GPU)."""
     for name, shape in TABLE_SHAPES.items():
-        for method, (precision, lora) in TABLE_METHODS.items():
-            yield name, method, single_gpu_memory(shape, precision, lora)
+        for method, how in TABLE_METHODS.items():
+            yield name, method, single_gpu_memory(shape, *how)
 
 
 def memory_table() -> str:

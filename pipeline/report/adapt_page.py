@@ -31,7 +31,7 @@ from pipeline.report.claims import Answer
 from pipeline.report.data import DIGITS, DataExposure, frame
 from pipeline.report.formatting import label
 from pipeline.report.records import WITHOUT_CT, ReportInfo
-from pipeline.report.stages import StageRecords, read_counts, read_stages
+from pipeline.report.stages import StageRecords, new_tokens, read_counts, read_stages
 from pipeline.report.trigrams import Identifier
 from pipeline.report.view import configs_text, script_data
 
@@ -209,7 +209,7 @@ def adapt_view(given: AdaptSources) -> AdaptView:
         own_tasks=scores.own_tasks,
         rows=dev_rows(candidates, choice),
         text=next((one for one in exposure if one.language == info.language), None),
-        stages=StageRecords([record for _, record in stages]),
+        stages=StageRecords([{**record, "vocabulary": new_tokens(path.parent)} for path, record in stages]),
     )
 
 

@@ -68,7 +68,7 @@ class Sources:
         """Read the records of stages, the items and contamination, and find the hypotheses of the experiment."""
         from pipeline.report import hypotheses, samples
         from pipeline.report.analysis import Inputs
-        from pipeline.report.stages import read_counts, read_stages
+        from pipeline.report.stages import new_tokens, read_counts, read_stages
 
         records = read_stages(self.stages)
         return Inputs(
@@ -77,7 +77,7 @@ class Sources:
             audits=self.audits,
             choices=self.choices,
             stages=[
-                {**record, "dev": _dev_lines(path.parent), "vocabulary": _new_tokens(path.parent)}
+                {**record, "dev": _dev_lines(path.parent), "vocabulary": new_tokens(path.parent)}
                 for path, record in records
             ],
             items=samples.read_items(self.items, self.split),
@@ -115,17 +115,6 @@ def _dev_lines(stage: Path) -> list[dict[str, Any]]:
     """Return the dev measurements of a training; empty if it made none, and for other stages."""
     log = stage / "log.jsonl"
     return [line for line in read_jsonl(log) if "dev_bits_per_byte" in line] if log.is_file() else []
-
-
-def _new_tokens(stage: Path) -> str | None:
-    """Return a sentence about the new tokens that a stage gave a model; None for other stages."""
-    from pipeline.stages.vocabulary import VOCABULARY, new_tokens_in_words
-
-    file = stage / VOCABULARY
-    if not file.is_file():
-        return None
-    described = new_tokens_in_words(read_json(file))
-    return f"CT has {described}. Bits per byte can be compared with the base's, loss per token cannot."
 
 
 def read(folder: Path) -> Sources:

@@ -283,3 +283,14 @@ def prices(tradeoff: DataFrame, found: Mapping[tuple[str, int], Cost]) -> Prices
     names = {row[0] for row in rows}
     compared = "ct_then_sft" in names and any(name not in BASELINES for name in names)
     return Prices(frame(PRICE_COLUMNS, rows if compared else []), unit)
+
+
+def new_tokens(stage: Path) -> str | None:
+    """Return a sentence about the new tokens that a stage gave a model; None for other stages."""
+    from pipeline.stages.vocabulary import VOCABULARY, new_tokens_in_words
+
+    file = stage / VOCABULARY
+    if not file.is_file():
+        return None
+    described = new_tokens_in_words(read_json(file))
+    return f"CT has {described}. Bits per byte can be compared with the base's, loss per token cannot."

@@ -394,7 +394,15 @@ def facts_of(
         dtype=job.settings.dtype,
         stages=[stage_described(each) for each in in_order([merged])],
         stop=stop,
+        new_tokens=token_count(job.out / "model") - token_count(job.checkpoint("sft")),
     )
+
+
+def token_count(folder: Path) -> int:
+    """Return the number of tokens of a checkpoint's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def origin(stage: Stage) -> Origin:

@@ -140,8 +140,8 @@ def run_text_source(job: Job[TextSourceSettings, TextSourceOptions]) -> None:
 
     further_text.write_source(job.settings, job.options, job.folders["corpus"], job.out, job.work)
     counts = block_counts(job.out)
-    left_out = format_counts({name.replace("_", " "): count for name, count in counts["left_out"].items()})
-    job.note = f": {counts['documents']:,} documents" + (f", left out: {left_out}" if left_out else "")
+    left_out = {name.replace("_", " "): count for name, count in counts["left_out"].items()}
+    job.note = f": {counts['documents']:,} documents" + (f", left out: {format_counts(left_out)}" if left_out else "")
 
 
 def source_folders(job: Job[Any, Any]) -> dict[str, Path]:

@@ -52,10 +52,7 @@ def run_extended(job: Job[VocabularySettings, NoSettings]) -> None:
     assert settings.new_tokens is not None, "only models with new tokens are planned"
     extension = vocabulary.extend(before, training_texts(corpus, settings.language), settings.new_tokens)
     if not extension.tokens:
-        raise BadInput(
-            f"model.new_tokens={settings.new_tokens}: the {settings.language} training text has no two tokens that"
-            " occur together twice. Give more text, or set model.new_tokens=null."
-        )
+        raise BadInput(no_token(settings.new_tokens, settings.language))
     after = tokenizers.Tokenizer.from_str(json.dumps(extension.described))
     weights = first_weights(extension, settings, after, corpus)
     write_model(model, job.out / "model", extension, after, weights)
@@ -159,7 +156,23 @@ def check_tables(model: Path, rows: Mapping[str, int | None], first: int) -> Non
             f"model.new_tokens: no tensor of {model} is known to be an embedding of tokens. Set model.new_tokens=null."
         )
     if short := next((name for name, count in rows.items() if (count or 0) < first), None):
-        raise BadInput(
-            f"model.new_tokens: {short} of {model} has {rows[short]} rows, but its tokenizer has {first} tokens."
-            " Set model.new_tokens=null, or save model and tokenizer with as many."
-        )
+        raise BadInput(too_few_rows(short, model, rows[short], first))
+
+
+# --- what is rejected here, and before a run by a check ---
+
+
+def no_token(asked: int, language: str) -> str:
+    """Describe a text that gives no token."""
+    return (
+        f"model.new_tokens={asked}: the {language} training text has no two tokens that occur together twice."
+        " Give more text, or set model.new_tokens=null."
+    )
+
+
+def too_few_rows(table: str, model: Path, rows: int | None, tokens: int) -> str:
+    """Describe a table of a model that lacks rows for tokens of its tokenizer."""
+    return (
+        f"model.new_tokens: {table} of {model} has {rows} rows, but its tokenizer has {tokens} tokens."
+        " Set model.new_tokens=null, or save model and tokenizer with as many."
+    )

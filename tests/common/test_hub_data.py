@@ -18,6 +18,7 @@ from common import hub_data
 from common.errors import BadInput
 from common.hub_data import Source
 from tests.hub_layout import parquet_shards
+from tests.messages import assert_one_line
 from tests.toy_text import sentences
 
 
@@ -32,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"subset": "zz"}, "zz"),
         ({"split": "dev"}, "split=dev"),
         ({"column": "content"}, "no column 'content'. Choose one of text, url."),
+        ({"split": "dev"}, "subset=xx split=dev: cannot be opened (Bad split: dev."),
         ({"files": "nothing/*.parquet"}, "no data file matches corpus.text.files=nothing"),
         ({"dataset": "no/such folder"}, "corpus.text.dataset=no/such folder"),
     ],
@@ -183,3 +185,27 @@ def test_a_failing_network_is_not_bad_input() -> None:
 
     with pytest.raises(ConnectionError):
         list(hub_data.rows(cut(), ("text",), Source("owner/name"), "corpus.text"))
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [({}, "has no data file"), ({"a.jsonl": b""}, "its files are empty"), ({"a.jsonl.gz": b"{}"}, "cannot be opened")],
+)
+def test_a_folder_without_rows_is_one_line(tmp_path: Path, files: dict[str, bytes], says: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput) as refusal:
+        hub_data.check(Source(str(tmp_path)), ("text",), "corpus.text")
+    assert_one_line(refusal.value, f"corpus.text.dataset={tmp_path}")
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["json", "text", "csv"])
+def test_a_folder_may_have_the_name_of_a_format(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` has readers of these names, which would take every file of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for folder, text in ((name, "ours"), ("other", "not ours")):
+        Path(folder).mkdir()
+        (Path(folder) / "a.jsonl").write_bytes(jsonl(text))
+    source = Source(name)
+    assert list(hub_data.rows(hub_data.open_stream(source, "k"), ("text",), source, "k")) == [("ours",)]

@@ -2,25 +2,31 @@
 
 `python measure_memory.py FOLDER` reads FOLDER/cases.json and prints one line of JSON by case: bytes of the process at
 its peak (VmHWM, which the kernel counts) above what it held before, after a run of the same kind with a tiny model had
-loaded all code. MALLOC_MMAP_THRESHOLD_ in the environment makes the C library return freed tensors at once.
+loaded all code. Of a training these are its steps, which a GPU would hold: a model is loaded and published in main
+memory. MALLOC_MMAP_THRESHOLD_ in the environment makes the C library return freed tensors at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
+import mmap
 import re
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
 from merge.loops.machine_code import compiled_loops
 from merge.loops.tables import EXACT
+
+LIBC = ctypes.CDLL(None)
 
 
 def resident(field: str) -> int:
@@ -30,13 +36,29 @@ def resident(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def peak(work: Callable[[], object]) -> int:
-    """Bytes that `work` holds at its peak, above what is held before."""
+def reset_peak() -> None:
+    """Set VmHWM back to what this process holds."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back
+    LIBC.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def drop_file_pages() -> None:
+    """Give back pages of files that are mapped: of a model in fewer bits, the weights that it was made from.
+
+    Tensors that still are a part of the file read their pages again.
+    """
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(".safetensors"):
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            assert not LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def peak(work: Callable[[], int | None]) -> int:
+    """Bytes that `work` holds at its peak, above what is held before. work: returns the peak if it knows it."""
+    reset_peak()
     before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
+    return (work() or resident("VmHWM")) - before
 
 
 def make_model(folder: Path, shape: dict[str, Any], seed: int = 0) -> Path:
@@ -72,9 +94,9 @@ def make_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
 
 
-def train(model: Path, case: dict[str, Any]) -> None:
-    """Three steps of a training on random tokens."""
-    from train import trainer
+def train(model: Path, case: dict[str, Any]) -> int:
+    """Three steps of a training on random tokens. Returns the peak of these."""
+    from train import hf_trainer, trainer
     from train.settings import Compute, TrainingSettings
 
     batch, block = case["batch_tokens"], case["block_size"]
@@ -87,9 +109,24 @@ def train(model: Path, case: dict[str, Any]) -> None:
         low = {"rank": case["lora_rank"], "alpha": 16, "dropout": 0.0, "targets": "all-linear"}
         how = dict(case["compute"])
         rate["precision"] = how.pop("precision", "fp32")
-        settings = TrainingSettings(**{**given, **rate, **({"lora": low} if case["lora_rank"] else {})})
+        more = {**case.get("saving", {}), **({"lora": low} if case["lora_rank"] else {})}
+        settings = TrainingSettings(**given, **rate, **more)
         compute = Compute(threads=1, **how)
-        trainer.train(model, folder, settings, folder / "out", work=folder / "work", compute=compute)
+        seen: list[int] = []
+        steps = hf_trainer.Trainer.train
+
+        def measured(self: Any, **how: Any) -> None:
+            if settings.base_dtype != "float32":
+                drop_file_pages()
+            reset_peak()
+            try:
+                steps(self, **how)
+            finally:
+                seen.append(resident("VmHWM"))
+
+        with mock.patch.object(hf_trainer.Trainer, "train", measured):
+            trainer.train(model, folder, settings, folder / "out", work=folder / "work", compute=compute)
+        return seen[0]
 
 
 def tasks(case: dict[str, Any]) -> Any:
@@ -124,7 +161,7 @@ def tune(model: Path, case: dict[str, Any]) -> None:
         harness.evaluate(merged, tokenizer, scored, batch_tokens=case["batch_tokens"], dtype=case["dtype"])
 
 
-WORK: dict[str, Callable[[Path, dict[str, Any]], None]] = {"train": train, "score": score, "tune": tune}
+WORK: dict[str, Callable[[Path, dict[str, Any]], int | None]] = {"train": train, "score": score, "tune": tune}
 
 
 def main(folder: Path) -> None:
@@ -146,6 +183,8 @@ def main(folder: Path) -> None:
             work(small, {**case, **few})
             if case["work"] == "tune":  # compiled loops are a process's own memory; the small model does without
                 compiled_loops([EXACT], tell=False)
+        if "saving" in case:  # each of these loads code of its own, some of it for its shapes
+            work(large, case)
         print(json.dumps({"case": case["case"], "peak": peak(lambda: work(large, case))}), flush=True)  # noqa: B023
 
 

@@ -156,7 +156,13 @@ def test_the_card_names_both_models_and_their_licence() -> None:
         "tags": ["merge", "slackmerge", "conversational"],
     }
     assert "`<|im_end|>` was added to the tokens that end an answer" in card
+    assert "Tokenizer, chat template and generation settings are those of `o/chat`." in card
     assert card.endswith("## How to make it again\n\nrecipe\n") and "# x" not in card
+
+
+def test_the_card_names_new_tokens() -> None:
+    card = model_cards.render_adapted(facts(new_tokens=40), "")
+    assert "The tokenizer is that of `o/chat` with 40 more tokens for Tamil. Chat template and generation" in card
 
 
 @pytest.mark.parametrize(

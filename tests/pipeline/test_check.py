@@ -71,6 +71,20 @@ def test_too_little_text_for_the_largest_budget(tmp_path: Path) -> None:
     assert [finding for finding in found(tmp_path, *text, "ct.tokens=4k") if finding.fails] == []
 
 
+def test_a_text_whose_documents_leave_a_split_empty_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "line.txt").write_text("Madzi a mtsinje wa 1 amayenda. " * 2000)
+    text = ["language=mine", "language.code=nya", f"corpus.path={tmp_path}/line.txt", "ct.tokens=4k"]
+    (said,) = [finding.text for finding in found(tmp_path, *text) if finding.fails]
+    assert said.startswith(f"corpus.path={tmp_path}/line.txt: no nya document is in the dev split. Give more documents")
+
+
+def test_what_a_run_would_find_after_its_first_stages_is_found_before(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Madzi a mtsinje wa {number} amayenda." for number in range(200)))
+    text = ["language=mine", "language.code=nya", f"corpus.path={tmp_path}/text.txt", "ct.tokens=4k"]
+    (said,) = [finding.text for finding in found(tmp_path, *text, "model.path=null") if finding.fails]
+    assert said.startswith("model.recipe.aligned_fraction=") and "this corpus has none" in said
+
+
 def test_the_largest_budget_of_a_sweep_is_the_one_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(f"Madzi a mtsinje wa {number} amayenda." for number in range(200)))
     configs = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def test_lora_trains_the_embeddings_of_ct_in_full() -> None:
         ),
         (("model.new_token_init=best",), r"model\.new_token_init: must be mean or focus|new_token_init"),
         (("model.new_tokens=0",), r"model\.new_tokens"),
+        (("model.new_tokens=null", "model.new_token_init=focus"), r"^model\.new_token_init=focus: there are no new"),
     ],
 )
 def test_what_cannot_work_is_rejected_before_anything_runs(overrides: tuple[str, ...], message: str) -> None:
@@ -127,6 +129,17 @@ def test_check_shows_fertility_and_rejects_other_tokenizers(made: Path, tmp_path
         str(found) for found in check.check_plan(run_plan.plan_for_checks([config])[0]) if "vocabulary" in str(found)
     ]
     assert "30 new tokens" in line and "bytes of Tamil per token" in line
+    for text, line in (
+        (
+            "\n\n".join(["ஆறு மலை வீடு"] * 2 + ["கடல்", "பூ"]),
+            r"vocabulary  \d+ new tokens of 30, as the text gives no more",
+        ),
+        ("a\n\nb\n\nc", r"model\.new_tokens=30: the tam training text has no two tokens"),
+    ):
+        (tmp_path / "short.txt").write_text(text)
+        (config,) = sweep.expand(words(made, tmp_path, f"corpus.path={tmp_path}/short.txt"), multirun=False).configs
+        findings = map(str, check.check_plan(run_plan.plan_for_checks([config])[0]))
+        assert any(re.match(line, found) for found in findings), line
     described = json.loads((made / "base" / "tokenizer.json").read_text())
     described["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     other = shifted(made / "base", tmp_path / "other")

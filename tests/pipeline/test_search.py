@@ -116,7 +116,14 @@ def test_a_plan_has_the_first_trial_and_the_space_and_other_stages_stay_as_they_
         ([ON, *SPACES, "eval.frontier=all"], r"^merge\.search: eval\.frontier scores all trials"),
         (
             [ON, *SPACES, "merge.methods.ties_sv_1.space.lambda=[2,1]"],
-            r"^merge\.methods\.ties_sv_1\.space\.lambda: must",
+            r"^merge\.methods\.ties_sv_1\.space\.lambda=\[2, 1\]: must",
+        ),
+        *(
+            (
+                [ON, *SPACES, f"merge.methods.ties_sv_1.space.lambda={wrong}"],
+                r"^merge\.methods\.ties_sv_1\.space\.lambda=.*: must be \[least, largest\]",
+            )
+            for wrong in ("[1]", "[1,1]", "[0.2,0.5,1]", "1", "[0.5,nan]", "[low,high]")
         ),
         ([ON, *SPACES, "merge.methods.ties_sv_1.space.density=[0.5,2]"], r"space\.density=2: .*density"),
         ([ON, *SPACES, "+merge.methods.ties_sv_1.space.slack=[0,1]"], r"space\.slack: is in the recipe too"),

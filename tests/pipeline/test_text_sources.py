@@ -80,6 +80,7 @@ def keys(cell: Cell) -> dict[str, set[str]]:
         ("template without a column", {"a": {"template": "text"}}),
         ("template with a format", {"a": {"template": "{text:>3}"}}),
         ("unknown key", {"a": {"column": "text"}}),
+        ("no bytes", {"a": {"max_bytes": 0}}),
     ],
 )
 def test_what_cannot_work_is_one_line(case: str, sources: dict[str, Any], pairs: Path) -> None:
@@ -89,6 +90,20 @@ def test_what_cannot_work_is_one_line(case: str, sources: dict[str, Any], pairs:
     assert_one_line(caught.value, "ct.sources")
     assert "Hydra" not in str(caught.value)
     assert_wording(f"text sources: {case}", caught.value, FOLDER=pairs)
+
+
+def test_a_source_must_be_a_mapping_and_not_a_file(pairs: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        expand(f"+ct.sources.a={pairs}/rows.jsonl")
+    assert_wording("text sources: no mapping", caught.value, FOLDER=pairs)
+    with pytest.raises(BadInput) as caught:
+        expand(f"+ct.sources.a={source(pairs / 'rows.jsonl')}")
+    assert_wording("text sources: a file", caught.value, FOLDER=pairs)
+
+
+def test_a_misspelt_key_is_named_before_the_key_that_it_stands_for(pairs: Path) -> None:
+    with pytest.raises(BadInput, match=r"^ct\.sources\.a\.fracton: unknown key\. Did you mean fraction\?$"):
+        expand(f"+ct.sources.a={written({'dataset': str(pairs), 'fracton': 0.2})}")
 
 
 def test_a_given_ct_reads_no_text(pairs: Path) -> None:

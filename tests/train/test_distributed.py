@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
+from tests.train.torchrun_trainings import LORA
 from train import base_model, trainer
 from train.dev_text import DevEvaluation
 from train.resume import COMPLETE, check_state
@@ -58,21 +60,20 @@ def prepared(
     for row, length in enumerate(np.random.default_rng(0).integers(0, 31, len(labels))):
         labels[row, :length] = -100
     np.save(folder / "masked" / "labels.npy", labels)
-    for name, tokens, blocks in (
-        ("one_whole", 2048, "blocks"),
-        ("one_half", 1024, "blocks"),
-        ("one_masked", 1024, "masked"),
-        ("one_bf16", 1024, "blocks"),
-        ("one_frozen", 1024, "masked"),
-    ):
+    nf4 = {"lora": LORA, "base_dtype": "nf4", "optimizer": "adamw_8bit"}
+    alone: list[tuple[str, int, str, dict[str, Any]]] = [
+        ("one_whole", 2048, "blocks", {}),
+        ("one_half", 1024, "blocks", {}),
+        ("one_masked", 1024, "masked", {}),
+        ("one_bf16", 1024, "blocks", {"precision": "bf16"}),
+        ("one_frozen", 1024, "masked", {"frozen_columns": FrozenColumns(fraction=0.5, blocks=4)}),
+        *([("one_nf4", 1024, "blocks", nf4)] if importlib.util.find_spec("bitsandbytes") else []),
+    ]
+    for name, tokens, blocks, changes in alone:
         trainer.train(
             folder / "model",
             folder / blocks,
-            training.replace(
-                tokens=tokens,
-                precision="bf16" if name == "one_bf16" else "fp32",
-                frozen_columns=FrozenColumns(fraction=0.5, blocks=4) if name == "one_frozen" else None,
-            ),
+            training.replace(tokens=tokens, **changes),
             folder / name / "out",
             work=folder / name / "work",
             save_every_tokens=512,
@@ -208,6 +209,8 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
     if strategy == "ddp":
         close(weights(tmp_path / "from_one"), weights(prepared / "one_whole"))
         close(weights(tmp_path / "frozen"), weights(prepared / "one_frozen"))
+        if (prepared / "one_nf4").exists():
+            close(weights(tmp_path / "nf4"), weights(prepared / "one_nf4"))
 
     published = tmp_path / "chained" / "out" / "model"
     assert {path.name for path in published.iterdir()} == {

@@ -20,6 +20,8 @@ from train import trainer
 from train.dev_text import DevEvaluation
 from train.settings import Compute, FrozenColumns, LoraSettings, TrainingSettings
 
+LORA = LoraSettings(rank=2, alpha=4, dropout=0.0, targets="all-linear")
+
 
 class Killed(Exception):
     """Stands for the death of all processes."""
@@ -51,20 +53,12 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
     compute = Compute(threads=1, strategy=strategy, processes=int(os.environ["WORLD_SIZE"]), micro_batch=1)
     settings = TrainingSettings(**json.loads((prepared / "settings.json").read_text()))
 
-    def run(
-        name: str,
-        tokens: int,
-        blocks: str = "blocks",
-        precision: str = "fp32",
-        lora: LoraSettings | None = None,
-        frozen_columns: FrozenColumns | None = None,
-        **more: Any,
-    ) -> None:
-        folder = out / name
+    def run(name: str, tokens: int, blocks: str = "blocks", **more: Any) -> None:
+        folder, changes = out / name, {key: more.pop(key) for key in settings.field_names() & more.keys()}
         facts = trainer.train(
             prepared / "model",
             prepared / blocks,
-            settings.replace(tokens=tokens, lora=lora, precision=precision, frozen_columns=frozen_columns),
+            settings.replace(tokens=tokens, **changes),
             folder / "out",
             work=folder / "work",
             save_every_tokens=512,
@@ -89,11 +83,13 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         run("stopped", 2048)
     if strategy != "zero3_offload":
         run("bf16", 1024, precision="bf16")
-        run("bf16_lora", 1024, precision="bf16", lora=LoraSettings(rank=2, alpha=4, dropout=0.0, targets="all-linear"))
+        run("bf16_lora", 1024, precision="bf16", lora=LORA)
     if strategy == "ddp":  # goes on from what one process saved
         run("from_one", 2048, resume_state=prepared / "one_half" / "out" / "state")
         half = FrozenColumns(fraction=0.5, blocks=4)
         run("frozen", 1024, "masked", frozen_columns=half, calibration_dir=prepared / "masked")
+        if (prepared / "one_nf4").exists():
+            run("nf4", 1024, lora=LORA, base_dtype="nf4", optimizer="adamw_8bit")
 
 
 if __name__ == "__main__":

@@ -178,6 +178,9 @@ def test_the_first_rows_are_checked(tmp_path: Path) -> None:
     for template, message in ((PARALLEL, "no text in en and ta in its first rows"), ("{tam}", "no column 'tam'")):
         with pytest.raises(BadInput, match=message):
             check_source(source, template, "ct.sources.pairs")
+    check_source(source, "{en}", "ct.sources.pairs", len("A river."))
+    with pytest.raises(BadInput, match=r"^ct\.sources\.pairs\.max_bytes=7: the shortest .* has 8 bytes"):
+        check_source(source, "{en}", "ct.sources.pairs", 7)
 
 
 @given(st.text(), st.text())

@@ -61,10 +61,7 @@ def _write_splits(language: str, passages: list[Row], folder: Path) -> dict[str,
     for split in SPLITS:
         documents = as_documents(passage for passage in kept if passage["split"] == split)
         if not documents:
-            raise BadInput(
-                f"corpus: no {language} document is in the {split} split."
-                f" Give more documents, or set a larger corpus.{split}."
-            )
+            raise BadInput(f"corpus: {no_document(language, split)}")
         path = folder / f"{language}.{split}.jsonl"
         write_jsonl(path, documents)
         counts[split] = {
@@ -158,15 +155,34 @@ def _files(settings: CorpusSettings, options: CorpusOptions) -> Passages:
         passages[name] = []
         seen: set[str] = set()
         for text in documents:
-            # copies may differ in line breaks and in the composition of letters
-            canonical = unicodedata.normalize("NFC", " ".join(text.split()))
-            digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+            digest = document_name(text)
             if digest in seen:  # the same text again would be read twice within one document
                 continue
             seen.add(digest)
             split = split_of(digest, settings.seed, settings.dev, settings.test)
             passages[name].append({"id": digest, "document": digest, "split": split, "text": text})
     return passages
+
+
+def document_name(text: str) -> str:
+    """Return a hash of a text. Copies may differ in line breaks and in the composition of letters (NFC, NFD)."""
+    canonical = unicodedata.normalize("NFC", " ".join(text.split()))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def empty_splits(texts: Iterable[str], seed: int, dev: float, test: float) -> list[str]:
+    """Return the splits that get none of these documents of a user's files."""
+    found = {split_of(document_name(text), seed, dev, test) for text in texts}
+    return [split for split in SPLITS if split not in found]
+
+
+def no_document(language: str, split: str) -> str:
+    """Describe a split that is empty, and what to do."""
+    advice = "a smaller corpus.dev and corpus.test" if split == "train" else f"a larger corpus.{split}"
+    return (
+        f"no {language} document is in the {split} split. Give more documents (in .txt, a blank line ends one), or set"
+        f" {advice}."
+    )
 
 
 def _leaks(passages: list[Row]) -> list[Row]:

@@ -132,18 +132,26 @@ def read_documents(
             yield ParsedRow(read, "train", {"id": name, "text": text}, len(text.encode()))
 
 
-def check_source(source: Source, template: str, key: str) -> None:
+def check_source(source: Source, template: str, key: str, max_bytes: int | None = None) -> None:
     """Read the first rows of a source.
 
-    Raises BadInput if they cannot be read, lack a column of the template, or have no text in all of its columns.
+    Raises BadInput if they cannot be read, lack a column of the template, have no text in all of its columns, or are
+    each longer than the bytes of text to take.
     """
     columns = columns_of(template, f"{key}.template")
     rows = list(islice(hub_data.rows(hub_data.open_stream(source, key), columns, source, key), hub_data.FIRST_ROWS))
-    if not any(all(text.strip() for text in texts) for texts in rows):
+    filled = [texts for texts in rows if all(text.strip() for text in texts)]
+    if not filled:
         names = " and ".join(columns)
         raise BadInput(
             f"{key}.dataset={source.dataset}: no text in {names} in its first rows."
             " Choose another data set, or name other columns in the template."
+        )
+    documents = (fill(template, dict(zip(columns, map(str.strip, texts), strict=True))) for texts in filled)
+    shortest = min(len(document.encode()) for document in documents)
+    if max_bytes is not None and max_bytes < shortest:
+        raise BadInput(
+            f"{key}.max_bytes={max_bytes}: the shortest of its first documents has {shortest} bytes. Set more, or null."
         )
 
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from train.data.corpus.documents import hash_fraction
 # --- A user's files: text, JSONL with a `text` field, Parquet with a `text` column ---
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")  # \s has the no-break space and its like
 
 
@@ -37,12 +38,18 @@ def matching_files(pattern: str, key: str) -> list[Path]:
         raise BadInput(f"{key}: no file matches {pattern!r}. Give a path or glob of {', '.join(SUFFIXES)} files.")
     for path in paths:
         if path.suffix not in SUFFIXES:
-            raise BadInput(f"{key}: expected a {' or '.join(SUFFIXES)} file, got {path}.")
+            raise BadInput(wrong_format(path, key, SUFFIXES))
         if not path.is_file():
             raise BadInput(f"{key}: {path} must be a file or a link to one. Give another.")
         if path.stat().st_size == 0:
             raise BadInput(f"{key}: {path} is empty. Give another file.")
     return paths
+
+
+def wrong_format(path: Path, key: str, formats: Sequence[str]) -> str:
+    """Describe a file of a format that is not read."""
+    advice = "Decompress it first." if path.suffix in COMPRESSED else "Convert it, or name other files."
+    return f"{key}: expected a {' or '.join(formats)} file, got {path}. {advice}"
 
 
 def escape_existing(pattern: str) -> str:
