@@ -79,9 +79,12 @@ def frontier_gaps(frontiers: Frontiers, answers: Sequence[Answer]) -> FrontierGa
     return FrontierGaps(frontiers, gaps)
 
 
+PAIR = " - "  # page.js splits the name of a pair here
+
+
 def pair_name(gap: Gap) -> str:
     """Return the name of a gap's methods in charts."""
-    return f"{gap.first} - {gap.second}"
+    return f"{gap.first}{PAIR}{gap.second}"
 
 
 def score(evidence: Evidence, knob: Knob, kind: Kind, seeds: Collection[int]) -> float:

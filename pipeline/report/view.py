@@ -27,6 +27,7 @@ from pipeline.report.charts.style import (
 from pipeline.report.claims import Answer
 from pipeline.report.data import DataExposure, Measure, all_measures, budgets_of, methods_of
 from pipeline.report.formatting import label, labels
+from pipeline.report.gaps import PAIR
 from pipeline.report.merges import Selected
 from pipeline.report.paired import KINDS
 from pipeline.report.records import ReportInfo
@@ -58,10 +59,12 @@ def picture(found: Analysis, width: int | None = None) -> Picture:
     info, measures = found.info, all_measures(found.scores, found.info.language)
     styles = method_styles(found.scores.method, found.recipes)
     budgets = [budget for budget in budgets_of(found.scores) if budget]
-    first = shown_first(styles)
+    of_frontiers = frontiers.tables(found.gaps, found.claims.answers)
+    pair = next(iter(of_frontiers["windows"].pair), None)
+    of_pair = pair.split(PAIR) if pair else []
+    first = list(dict.fromkeys([*shown_first(styles), *of_pair]))  # a gap is shown with its frontiers
     # a legend names what is drawn, and no more
     drawn = [style for method, style in styles.items() if width is None or method in first]
-    of_frontiers = frontiers.tables(found.gaps, found.claims.answers)
     tradeoff = scores.tradeoff_table(found.scores, info.language)
     priced = prices(tradeoff, found.costs)
     levels, slack = scores.levels_table(measures), merges.slack_table(tradeoff, found.discarded)
@@ -93,7 +96,7 @@ def picture(found: Analysis, width: int | None = None) -> Picture:
         "group": next(iter(slack.group), None),
         "task": next(iter(tables["predictions"].task), None),
         "budget": budgets[-1] if budgets else 0,
-        "pair": next(iter(windows.pair), None),
+        "pair": pair,
         "frontier_budget": max(in_frontiers.tokens, default=0),
         "cost": "time",
         "scored": "accuracy",

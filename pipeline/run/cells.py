@@ -13,8 +13,9 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from pipeline.tracking import tracker
 
 LAUNCHERS = (IN_THIS_PROCESS, "joblib", "submitit_local")  # that run cells on this machine
 LOG = "messages.log"  # in the folder of a run: warnings of libraries
+PARENT_CHECK_S = 0.5
 INTERRUPTED = "interrupted"  # an event of the journal: no further cell begins
 
 
@@ -128,7 +130,7 @@ def launch_cells(sweep: Sweep, folder: Path) -> None:
             config = compose("config", [*sweep.common, *settings], return_hydra_config=True)
             context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
             launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=context, task_function=partial(_compute_cell, folder), config=config
+                hydra_context=context, task_function=partial(_compute_cell, folder, os.getpid()), config=config
             )
         except HydraException as error:
             raise BadInput(f"launcher={sweep.launcher}: {' '.join(str(error).split())}") from None
@@ -144,13 +146,18 @@ def launch_cells(sweep: Sweep, folder: Path) -> None:
         job.return_value  # noqa: B018  # raises what no stage explains, with its traceback
 
 
-def _compute_cell(folder: Path, composed: DictConfig) -> None:
-    """Compute a cell in a process of the launcher. The composed config is not read: the plan has the cell's config."""
+def _compute_cell(folder: Path, launching: int, composed: DictConfig) -> None:
+    """Compute a cell in a process of the launcher. The composed config is not read: the plan has the cell's config.
+
+    launching: the id of the process that started the launcher.
+    """
     number = HydraConfig.get().job.num
     if threading.current_thread() is not threading.main_thread():
         compute_cell(RunPlan.load(folder), folder, number)
         return
     interruption.listen()
+    if os.getppid() == launching:  # joblib; processes of other launchers outlive it
+        _end_without(launching, folder)
     try:
         if not Journal(folder / journal.FILE).events(INTERRUPTED):
             compute_cell(RunPlan.load(folder), folder, number)
@@ -158,6 +165,22 @@ def _compute_cell(folder: Path, composed: DictConfig) -> None:
         pass  # the parent process reports it when all have saved
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle process that ends would take the others down
+
+
+@cache
+def _end_without(parent: int, folder: Path) -> None:
+    """Once the parent process is gone, however it ended, save and end as after Ctrl-C.
+
+    joblib's processes would go on with their cell, though nobody waits for it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        Journal(folder / journal.FILE).write(INTERRUPTED)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _interrupt(folder: Path) -> None:

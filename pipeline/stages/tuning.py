@@ -146,12 +146,16 @@ def _searched(job: Job[TuneSettings, ScoreOptions], done: Done, tasks: TaskSet) 
     proposals = Search(search.space, search.sampler, settings.seed, BEST[settings.metric] is max)
     proposals.replay((trial["settings"], trial["score"]) for trial in done)
     tokenizer, how = _tokenizer(job), scoring.how(settings, job.options)
-    while len(done) < search.trials:
-        trial = {**settings.tries[0], **proposals.ask()}
-        recipe = recipe_of(job, trial, settings.seed)
-        (scores,) = scores_of_merges([recipe], tokenizer, tasks, job.options.device, how)
-        yield trial, scores
-        proposals.tell(done[-1]["score"])
+    try:
+        while len(done) < search.trials:
+            trial = {**settings.tries[0], **proposals.ask()}
+            recipe = recipe_of(job, trial, settings.seed)
+            (scores,) = scores_of_merges([recipe], tokenizer, tasks, job.options.device, how)
+            gc.freeze()  # no model is alive, so what is stays out of the collection after the next trial
+            yield trial, scores
+            proposals.tell(done[-1]["score"])
+    finally:
+        gc.unfreeze()
 
 
 def _tokenizer(job: Job[TuneSettings, ScoreOptions]) -> Any:

@@ -163,6 +163,27 @@ def test_ctrl_c_in_training_ends_in_one_line_and_the_next_run_goes_on(
     assert Path(str(summary["results"])).read_bytes() == Path(str(undisturbed[1]["results"])).read_bytes()
 
 
+def test_processes_of_joblib_end_with_the_run_that_started_them(
+    undisturbed: tuple[Path, dict[str, object], str], tmp_path: Path
+) -> None:
+    """After SIGTERM, as `timeout` and service managers send it to one process, or after a kill."""
+    shutil.copytree(undisturbed[0] / "store", tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "sft")
+    process = subprocess.Popen(
+        command(tmp_path, "launcher=joblib", "hydra.launcher.n_jobs=2"), cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("store/.work/sft-*/scratch/checkpoint-*/complete")) and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait() == -signal.SIGTERM
+    end = time.monotonic() + 600  # of a hang, not of slowness
+    while (alive := alive_in_session(process.pid)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive
+    assert not list(tmp_path.glob("store/eval/*-ct-then-sft-4096-*")), "they went on with their cells"
+
+
 def alive_in_session(session: int) -> list[str]:
     """Processes that still run, of those that a command started."""
     listed = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout

@@ -120,9 +120,10 @@ def family_of(method: str, recipes: Mapping[str, str]) -> str:
 
 def shown_first(styles: Mapping[str, MethodStyle]) -> list[str]:
     """List the methods that a page shows first: models without CT, CT, CT-then-SFT, the upper bound, and of each family
-    the first merge. Scores play no part.
+    the first merge. Of several reports in one: CT-then-SFT of each, and the merges of the first. Scores play no part.
     """
     trained = [method for method in ("base", "sft", "ct", "ct_then_sft", "target_sft") if method in styles]
+    trained = trained or [method for method in styles if method.endswith("/ct_then_sft")]
     first: dict[str, str] = {}
     for method, style in styles.items():
         if style.family not in (TRAINED, OTHERS):

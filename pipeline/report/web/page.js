@@ -232,7 +232,10 @@
   document.querySelectorAll("select[data-state]").forEach((select) => select.addEventListener("change", () => {
     const key = select.dataset.state;
     state[key] = typeof state[key] === "number" ? Number(select.value) : select.value;
-    update([key]);
+    if (key !== "pair") return update([key]);
+    const shown = [...state.methods, ...select.value.split(" - ")]; // a gap is shown with its frontiers
+    state.methods = page.styles.map((style) => style.method).filter((method) => shown.includes(method));
+    update([key, "methods"]);
   }));
   document.querySelectorAll("fieldset.legend").forEach(legend);
   document.querySelectorAll("details.data").forEach((details) => {

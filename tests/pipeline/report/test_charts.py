@@ -87,6 +87,8 @@ def test_methods_keep_their_styles_apart_and_one_of_each_family_is_shown_first()
     assert len({(style.color, style.dash, style.shape) for style in drawn.values()}) == 24
     assert drawn["ties_4"].family == "DELLA" and drawn["ties_3"].family == "TIES"
     assert shown_first(drawn)[4:] == ["linear_0", "ties_0", "ties_4", "ties_sv_0", "dare_ties_0"]
+    both = [f"{report}/{method}" for report in ("wsd", "cosine") for method in ("ct", "ct_then_sft", "ties")]
+    assert shown_first(method_styles(both, {})) == ["wsd/ct_then_sft", "cosine/ct_then_sft", "wsd/ties"]
 
 
 def test_a_figure_draws_what_the_page_shows_first(tmp_path: Path) -> None:

@@ -76,6 +76,19 @@ def test_the_legend_filters_by_method_and_by_family(browser: Browser) -> None:
     browser.until(f"{LINES} === 4")
 
 
+def test_a_gap_is_shown_with_its_frontiers(browser: Browser) -> None:
+    lines = "document.querySelectorAll('#chart-frontiers svg .mark-line path').length"
+    assert browser.until(f"{lines} === 2")
+    browser.value("[...document.querySelectorAll('#curves .legend button')].find(b => b.innerText === 'none').click()")
+    browser.until(f"{lines} === 0")
+    select = "document.querySelector('select[data-state=pair]')"
+    browser.value(f"{select}.dispatchEvent(new Event('change'))")
+    browser.until(f"{lines} === 2")
+    browser.value(
+        "[...document.querySelectorAll('#curves .legend button')].find(b => b.innerText === 'first selection').click()"
+    )
+
+
 def test_tables_sort_and_follow_the_measure(browser: Browser) -> None:
     first = "document.querySelector('#results-table tbody tr th').innerText"
     assert browser.value(first) == "base"
