@@ -44,6 +44,7 @@ from pipeline.tracking import tracker
 LAUNCHERS = (IN_THIS_PROCESS, "joblib", "submitit_local")  # that run cells on this machine
 LOG = "messages.log"  # in the folder of a run: warnings of libraries
 PARENT_CHECK_S = 0.5
+_computing = threading.Lock()  # held while this process of a launcher computes a cell
 INTERRUPTED = "interrupted"  # an event of the journal: no further cell begins
 
 
@@ -159,8 +160,9 @@ def _compute_cell(folder: Path, launching: int, composed: DictConfig) -> None:
     if os.getppid() == launching:  # joblib; processes of other launchers outlive it
         _end_without(launching, folder)
     try:
-        if not Journal(folder / journal.FILE).events(INTERRUPTED):
-            compute_cell(RunPlan.load(folder), folder, number)
+        with _computing:
+            if not Journal(folder / journal.FILE).events(INTERRUPTED):
+                compute_cell(RunPlan.load(folder), folder, number)
     except KeyboardInterrupt:
         pass  # the parent process reports it when all have saved
     finally:
@@ -171,7 +173,7 @@ def _compute_cell(folder: Path, launching: int, composed: DictConfig) -> None:
 def _end_without(parent: int, folder: Path) -> None:
     """Once the parent process is gone, however it ended, save and end as after Ctrl-C.
 
-    joblib's processes would go on with their cell, though nobody waits for it.
+    Else joblib's processes would continue, though nobody waits for them.
     """
 
     def watch() -> None:
@@ -179,6 +181,8 @@ def _end_without(parent: int, folder: Path) -> None:
             time.sleep(PARENT_CHECK_S)
         Journal(folder / journal.FILE).write(INTERRUPTED)
         os.kill(os.getpid(), signal.SIGINT)
+        with _computing:
+            os._exit(1)  # else it would wait for a further cell
 
     threading.Thread(target=watch, daemon=True).start()
 
