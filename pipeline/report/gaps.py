@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.report.claims import Answer
 from pipeline.report.formatting import budget_name, by_part, interval, label
-from pipeline.report.frontier import Frontiers, Gap, Knob, Separate, pairs
+from pipeline.report.frontier import LEAST_WINDOW, Frontiers, Gap, Knob, Separate, pairs
 from pipeline.report.inference import Estimate, Parts
 from pipeline.report.paired import Evidence, Kind
 
@@ -153,8 +153,9 @@ def _separate_text(separate: Separate) -> str:
     left, right = label(separate.left), label(separate.right)
     falls = f" {right} is less accurate at more bits, so this is no bound." if separate.falls else ""
     return (
-        f"the frontiers of {left} and {right} share no bits. The nearest points are {left} at its most bits and "
-        f"{right} at its fewest. There {left} minus {right} is {interval(separate.accuracy)} in accuracy, and "
-        f"{left} saves {interval(separate.bits)} bits per byte. They tie at a price of {value:.3f} accuracy per bit "
+        f"the frontiers of {left} and {right} share fewer than {LEAST_WINDOW:g} bits per byte. Compared are {left} at "
+        f"its most bits and {right} at its fewest. There {left} minus {right} is {interval(separate.accuracy)} in "
+        f"accuracy, and {left} saves {interval(separate.bits)} bits per byte. They tie at a price of {value:.3f} "
+        f"accuracy per bit "
         f"({price}).{falls}"
     )

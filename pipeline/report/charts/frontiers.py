@@ -25,6 +25,7 @@ from pipeline.report.charts.style import (
 from pipeline.report.claims import Answer
 from pipeline.report.data import DIGITS, frame
 from pipeline.report.formatting import budget_name, label
+from pipeline.report.frontier import LEAST_WINDOW
 from pipeline.report.gaps import AXES, FrontierGaps, pair_name, score
 from pipeline.report.inference import Estimate
 from pipeline.report.paired import MARGINS
@@ -34,7 +35,7 @@ LEFT = {"minExtent": 46}  # so that the plots of frontiers and gap begin at one 
 BY_PAIR = {"pair": "pair", "tokens": "frontier_budget"}
 BY_METHOD = {"method": "methods", "tokens": "frontier_budget"}
 SINGLE_SEED = "datum.kind == 'seed'"
-NO_SHARED_BITS = "no shared range of bits per byte"
+NO_SHARED_BITS = f"fewer than {LEAST_WINDOW:g} shared bits per byte"
 
 
 def tables(shown: FrontierGaps | None, answers: Sequence[Answer]) -> dict[str, DataFrame]:

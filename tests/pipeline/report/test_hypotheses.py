@@ -180,7 +180,7 @@ def test_separate_frontiers_are_claimed_by_a_bound(
     against = {"supported": "contradicted"}
     verdicts = [answer.verdict for answer in answered(tmp_path, points, *reversed_)]
     assert verdicts == [against.get(one, one) for one in (by_gap, by_accuracy, by_bits)]
-    assert "share no bits" in found[0].text and "They tie at a price of" in found[0].text
+    assert "share fewer than 0.05 bits per byte" in found[0].text and "They tie at a price of" in found[0].text
 
 
 def test_frontiers_that_share_bits_have_no_bound(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_frontiers_are_files(reported: Path) -> None:
     for name in ("frontiers-10k", "forest"):
         svg = (reported / "figures" / f"{name}.svg").read_text()
         assert "TIES" in svg and "</svg>" in svg
-    assert "no shared range of bits per byte" in svg
+    assert "fewer than 0.05 shared bits per byte" in svg
 
 
 def test_without_frontiers_and_hypotheses_a_report_is_as_before(
