@@ -70,7 +70,7 @@ test-page: chromium  ## the report page in a real browser
 	@$(BIN)/python -m pytest tests/pipeline/report/test_in_browser.py $(ARGS)
 
 test: $(READY)  ## the tests, by JOBS=3 processes
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-quick: $(READY)  ## run the tests of single functions, without real trainings, runs and renderings
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q $(QUICK) $(ARGS)

@@ -70,7 +70,7 @@ def test_each_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> No
         shown = run(name, "-h").stdout
         assert shown.startswith(f"Usage: slackmerge {name} [OPTIONS] ") and command.summary in shown
         assert all(f"  slackmerge {name} {example}\n" in shown for example in command.examples)
-        options = [option for option in command.params if isinstance(option, click.Option)]
+        options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
         assert all(option.opts[0] in shown and option.help for option in options)
         assert "[default: cpu]" in " ".join(shown.split())
 
