@@ -111,14 +111,25 @@ def _merge(
     workers: Workers,
     surveyed: dict[str, Selection],
 ) -> None:
-    """Run the pass that writes, while one thread per sink flushes written data to the disk."""
+    """Run the pass that writes, while one thread per sink flushes written data to the disk.
+
+    The threads end once their sinks are `written`; the pool waits for that. A signal may raise Stopped at any point of
+    this, but only once.
+    """
+
+    def end_threads() -> None:
+        for sink in sinks:
+            sink.written.set()
+
     with ThreadPoolExecutor(len(sinks)) as disk:
-        synced = [disk.submit(sink.sync) for sink in sinks]
         try:
-            run(plan, sinks, audits, workers, surveyed)
+            try:
+                synced = [disk.submit(sink.sync) for sink in sinks]
+                run(plan, sinks, audits, workers, surveyed)
+            finally:
+                end_threads()
         finally:
-            for sink in sinks:
-                sink.written.set()
+            end_threads()  # again, if a signal came meanwhile
         for done in synced:
             done.result()
 

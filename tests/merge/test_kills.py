@@ -9,11 +9,17 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
+from common.processes import Stopped
+from merge.output import writer
 from tests.merge.conftest import recipe
 from tests.merge.test_chained import documents
 
@@ -32,3 +38,40 @@ def test_kills_at_random_moments(several: bool, folders: dict[str, Path], tmp_pa
     seen = json.loads(ran.stdout)
     print(seen)
     assert seen.get("SIGKILL") and seen.get("SIGTERM") and seen.get("SIGHUP")
+
+
+@pytest.mark.parametrize("at", ["submit", "set"])
+def test_a_signal_between_the_threads_and_the_pass_does_not_wait_for_them(
+    at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge once hung after SIGTERM: its thread for the disk waited for a pass that had not begun."""
+    stops = iter([Stopped(15)])
+
+    class Sink:
+        def __init__(self) -> None:
+            self.event = Event()
+            self.written = SimpleNamespace(set=self.end)
+
+        def end(self) -> None:
+            if at == "set" and (stop := next(stops, None)):
+                raise stop
+            self.event.set()
+
+        def sync(self) -> None:
+            self.event.wait()
+
+    submit = ThreadPoolExecutor.submit
+
+    def submitted(pool: ThreadPoolExecutor, *work: Any) -> Future[Any]:
+        future = submit(pool, *work)
+        if at == "submit" and (stop := next(stops, None)):
+            raise stop
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submitted)
+    monkeypatch.setattr(writer, "run", lambda *_: None)
+    sinks: Any = [Sink(), Sink()]
+    nothing: Any = None
+    with pytest.raises(Stopped):  # before, it hung here
+        writer._merge(nothing, sinks, (), nothing, {})
+    assert all(sink.event.is_set() for sink in sinks)
