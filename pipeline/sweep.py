@@ -20,6 +20,7 @@ from common.project import CONF
 from common.units import format_tokens
 from pipeline import old_names, variants
 from pipeline.config import Config, validate
+from pipeline.config.sources import corpora_with
 from pipeline.resolve import resolved
 from pipeline.stages import STAGE_TYPES
 
@@ -282,6 +283,9 @@ def _one_line(error: Exception) -> str:
         added = re.search(r"full_key: (\S+)", str(error.__cause__))
         if added and added[1].startswith(f"{key}."):
             return f"{added[1]}: no such key. To add it to the others, set +{added[1]}=value."
+        section, _, name = key.partition(".")
+        if section == "corpus" and (others := corpora_with(name.partition(".")[0])):
+            return f"{key}: the chosen corpus has no such key. Set corpus={' or '.join(others)} too."
         if key in _known_keys():
             return f"{key}: no such key. Add keys one by one, as +{key}.name=value."
         return f"{key}: unknown key. {suggestion(key, _siblings(key))}" if "." in key else _unknown_group(key)

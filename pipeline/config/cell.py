@@ -18,7 +18,7 @@ from pipeline.config.adapting import Adapt, why_not_adapted
 from pipeline.config.computing import Compute, Tracking
 from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge, VariantName, check_parents
-from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language
+from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language, of_chosen_corpus
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
 from train.data.chat_template import CHATML, TOKENIZER
 from train.distributed import batch_sizes
@@ -362,8 +362,10 @@ class Config(Settings):
         corpus, recipe = self.corpus, self.model.recipe
         if not isinstance(corpus, CipherCorpus):
             return self
-        if self.language.code == "nya":
-            raise ValueError("language.code=nya: corpus=cipher needs the language cipher. Set language=cipher.")
+        if not self.language.code.startswith("cipher"):
+            raise ValueError(
+                f"language.code={self.language.code}: corpus=cipher needs the language cipher. Set language=cipher."
+            )
         if recipe is None or not recipe.withheld_chapters:
             return self
         if recipe.seed != corpus.withheld_seed:
@@ -385,6 +387,7 @@ def validate(composed: Mapping[str, Any], given: Collection[str] = ()) -> Config
     Raises BadInput that names the first wrong key, its value and what would be right.
     """
     current = old_names.config(composed, given)
+    current["corpus"] = of_chosen_corpus(current.get("corpus"), given)
     try:
         return Config.model_validate(current)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,3 +129,37 @@ class HubCorpus(HeldOut):
     text_bytes: Bytes | None
     english_bytes: Bytes | None
     workers: Positive
+
+
+CORPORA: dict[str, type[HeldOut]] = {"bible": Corpus, "files": Corpus, "cipher": CipherCorpus, "hub": HubCorpus}
+OWN_TEXT = {"bible": ("path", "english_path")}  # keys that only the other corpus of the class uses
+
+
+def corpora_with(key: str) -> list[str]:
+    """Return the corpora that have a key."""
+    return [
+        name for name, corpus in CORPORA.items() if key in corpus.model_fields and key not in OWN_TEXT.get(name, ())
+    ]
+
+
+def of_chosen_corpus(section: Any, given: Collection[str]) -> Any:
+    """Return the section `corpus` without what files set for another corpus than the one that is chosen.
+
+    A language's file sets keys of its own corpus: conf/language/tam.yaml those of corpus=hub, which corpus=files lacks.
+    given: the keys of the command line. These stay; BadInput is raised for those of another corpus.
+    """
+    source = section.get("source") if isinstance(section, Mapping) else None
+    if source not in CORPORA:
+        return section
+    kept = dict(section)
+    for key in section:
+        on_command_line = any(f"{name}.".startswith(f"corpus.{key}.") for name in given)
+        if key in OWN_TEXT.get(source, ()) and not on_command_line:
+            kept[key] = None
+        elif key not in CORPORA[source].model_fields and (others := corpora_with(key)):
+            if on_command_line:
+                raise BadInput(
+                    f"corpus.{key}: corpus={source} has no such key. Set corpus={' or '.join(others)}, or leave it out."
+                )
+            del kept[key]
+    return kept

@@ -48,7 +48,7 @@ def kinds(one: Cell) -> dict[str, list[Stage]]:
         (("corpus.text.revision=null",), "corpus.text.revision: missing"),
         (("corpus.text_bytes=20QB",), "corpus.text_bytes=20QB: "),
         (("corpus.workers=0",), "corpus.workers=0: "),
-        (("+corpus.path=x",), "corpus.path: unknown key"),
+        (("+corpus.path=x",), "corpus.path: corpus=hub has no such key"),
         ((FLAN, "sft.path=mine.jsonl"), "sft.hub: sft.path is set too"),
     ],
 )
