@@ -4,8 +4,8 @@ Comes in: folders of a run, by `Evaluation` (scores.jsonl, samples.jsonl), `Audi
 (choice.yml, tries.jsonl), and the records of stage.json files; no store and no config is read.
 Goes out: results.csv, results.md; with intervals results-intervals.md and results.tex; claims.json (a row per claim),
 gates.json (a row per gate, if target_sft was scored), frontier.csv and gaps.json (if every knob value was scored),
-stages.csv, figures/ (SVG, PDF, PNG) and report.html, each complete or not at all; the same input gives the same bytes
-(except PDFs). The table for a terminal comes back as text.
+task_vectors.csv (if CT and SFT were merged), stages.csv, figures/ (SVG, PDF, PNG) and report.html, each complete or
+not at all; the same input gives the same bytes (except PDFs). The table for a terminal comes back as text.
 May be touched: the output folder of `render`.
 
 Read in this order:
@@ -63,7 +63,7 @@ def render(inputs: Inputs, out: Path) -> ReportPaths:
 def _write_tables(analysis: Analysis, paths: ReportPaths, out: Path) -> None:
     """Write all files except the page and the figures."""
     from common.files import write_atomic, write_json
-    from pipeline.report import claims, data, gaps, tables
+    from pipeline.report import claims, data, gaps, merges, tables
 
     write_atomic(paths.results_csv, data.to_csv(analysis.scores))
     write_json(paths.claims, claims.as_json(analysis.claims.answers))
@@ -75,6 +75,8 @@ def _write_tables(analysis: Analysis, paths: ReportPaths, out: Path) -> None:
     if analysis.gaps:
         write_atomic(out / "frontier.csv", data.csv_text(data.frame(gaps.COLUMNS, analysis.gaps.csv_rows())))
         write_json(out / "gaps.json", analysis.gaps.as_json())
+    if analysis.task_vectors:
+        write_atomic(out / "task_vectors.csv", data.csv_text(merges.task_vectors_table(analysis.task_vectors)))
     if not analysis.untuned.empty:
         write_atomic(out / "untuned.csv", data.to_csv(analysis.untuned))
     if analysis.stages:

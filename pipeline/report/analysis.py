@@ -14,7 +14,7 @@ from pipeline.report.claims import Claims
 from pipeline.report.data import DataExposure, Gate
 from pipeline.report.gaps import FrontierGaps
 from pipeline.report.hypothesis_answers import HypothesisData
-from pipeline.report.merges import Discarded, Selected
+from pipeline.report.merges import Discarded, Selected, TaskVectors
 from pipeline.report.records import ENGLISH, Audit, Choice, Evaluation, FrontierPoint, ReportInfo, unique
 from pipeline.report.samples import GeneratedItem, ItemSamples
 from pipeline.report.stages import Cost, StageRecords
@@ -57,6 +57,7 @@ class Analysis:
     scores: DataFrame
     claims: Claims
     discarded: Sequence[Discarded] = ()
+    task_vectors: Sequence[TaskVectors] = ()
     selected: Sequence[Selected] = ()
     stages: StageRecords = field(default_factory=StageRecords)
     recipes: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +93,7 @@ def analyse(inputs: Inputs) -> Analysis:
         scores=scores,
         claims=shown,
         discarded=discarded,
+        task_vectors=merges.task_vectors(inputs.audits),
         selected=selected,
         stages=StageRecords(inputs.stages),
         recipes=merges.recipe_methods(inputs.audits),

@@ -1,4 +1,4 @@
-"""What merges discarded of SFT, from their audits, and which settings were selected for them on dev.
+"""What merges discarded of SFT, and their task vectors, from audits; which settings were selected for them on dev.
 
 merge/auditing.py defines the shares.
 """
@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pandas import DataFrame
+
 from common.files import read_jsonl
 from merge import Recipe
+from pipeline.report.data import frame
 from pipeline.report.records import Audit, Choice, mean
 
 TOP = "5%"  # of SFT's parameters: the important ones
 SFT = "sft"  # the model's name in recipes
+# Of the two task vectors, as columns of task_vectors.csv
+VECTOR_MEASURES = ("ct_norm", "sft_norm", "norm_ratio", "cosine", "in_conflict")
 PARTS = {"layer": "by_layer", "module kind": "by_kind"}  # of a model, and where an audit has them
 
 
@@ -106,6 +111,104 @@ def norm_ratios(audits: Iterable[Audit], merge: str, budget: int) -> list[float]
     """Return ‖τ_CT‖ / ‖τ_SFT‖ as the audits of a merge have them, one per seed."""
     every = [_report(audit)["models"] for audit in audits if (audit.method, audit.ct_tokens) == (merge, budget)]
     return [models["ct"]["norm"] / models[SFT]["norm"] for models in every if {"ct", SFT} <= models.keys()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskVectors:
+    """The task vectors of CT and SFT at one budget and seed, before any trimming. A row of task_vectors.csv.
+
+    regime: of a report over several ("": there is one). ct_norm, sft_norm: their L2 norms. in_conflict: the share of
+    parameters whose signs differ. cosine: of their angle; None without a task arithmetic of both, whose norm has it.
+    """
+
+    regime: str
+    ct_tokens: int
+    seed: int
+    ct_norm: float
+    sft_norm: float
+    in_conflict: float
+    cosine: float | None
+
+    @property
+    def norm_ratio(self) -> float:
+        """‖τ_CT‖ / ‖τ_SFT‖."""
+        return self.ct_norm / self.sft_norm
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value over seeds: its mean, smallest and largest."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def task_vectors(audits: Iterable[Audit]) -> list[TaskVectors]:
+    """Return the task vectors that merges of CT and SFT were made of, by regime, budget and seed."""
+    cells: dict[tuple[str, int, int], list[tuple[dict[str, Any], Path]]] = {}
+    for audit in audits:
+        report = _report(audit)
+        pair = report["models"].keys() == {"ct", SFT}
+        if pair and audit.ct_tokens and not any(model["share_trimmed"] for model in report["models"].values()):
+            regime = audit.method.rpartition("/")[0]
+            cells.setdefault((regime, audit.ct_tokens, audit.seed), []).append((report, audit.folder / "merge.yml"))
+    rows = []
+    for (regime, budget, seed), reports in sorted(cells.items()):
+        models = reports[0][0]["models"]
+        summed = [pair for pair in reports if pair[0]["method"] == "task_arithmetic"]
+        rows.append(
+            TaskVectors(
+                regime=regime,
+                ct_tokens=budget,
+                seed=seed,
+                ct_norm=models["ct"]["norm"],
+                sft_norm=models[SFT]["norm"],
+                in_conflict=models[SFT]["share_in_conflict"],
+                cosine=_cosine(*summed[0]) if summed else None,
+            )
+        )
+    return rows
+
+
+def task_vectors_table(vectors: Sequence[TaskVectors]) -> DataFrame:
+    """Return task_vectors.csv: a row per regime, budget and seed."""
+    columns = ("regime", "ct_tokens", "seed", *VECTOR_MEASURES)
+    return frame(columns, ([getattr(one, column) for column in columns] for one in vectors))
+
+
+def task_vectors_over_seeds(vectors: Sequence[TaskVectors]) -> list[tuple[str, int, dict[str, Spread | None]]]:
+    """Return by regime and budget each measure over seeds; None where a seed does not have it."""
+    cells: dict[tuple[str, int], list[TaskVectors]] = {}
+    for one in vectors:
+        cells.setdefault((one.regime, one.ct_tokens), []).append(one)
+    rows = []
+    for (regime, budget), ones in cells.items():
+        spreads: dict[str, Spread | None] = {}
+        for measure in VECTOR_MEASURES:
+            values = [getattr(one, measure) for one in ones]
+            spreads[measure] = None if None in values else Spread(mean(values), min(values), max(values))
+        rows.append((regime, budget, spreads))
+    return rows
+
+
+def _cosine(report: Mapping[str, Any], recipe: Path) -> float | None:
+    """Return cos(τ_CT, τ_SFT) from ‖λ(a τ_CT + b τ_SFT)‖, by the law of cosines.
+
+    None where λ, a or b differs between tensors or is not above 0.
+    """
+    import yaml
+
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    given = [settings["lambda"], *(settings["models"][name]["weight"] for name in ("ct", SFT))]
+    if settings.get("normalize") or settings.get("slices") or not all(isinstance(each, int | float) for each in given):
+        return None
+    scale = given[0] * report["merged"]["lambda_factor"]
+    ct, sft = (weight * report["models"][name]["norm"] for weight, name in zip(given[1:], ("ct", SFT), strict=True))
+    if min(scale, ct, sft) <= 0:
+        return None
+    cosine = ((report["merged"]["norm"] / scale) ** 2 - ct**2 - sft**2) / (2 * ct * sft)
+    return min(1.0, max(-1.0, cosine))
 
 
 def _report(audit: Audit) -> dict[str, Any]:

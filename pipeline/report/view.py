@@ -28,7 +28,7 @@ from pipeline.report.claims import Answer
 from pipeline.report.data import DataExposure, Measure, all_measures, budgets_of, methods_of
 from pipeline.report.formatting import label, labels
 from pipeline.report.gaps import PAIR
-from pipeline.report.merges import Selected
+from pipeline.report.merges import Selected, Spread, task_vectors_over_seeds
 from pipeline.report.paired import KINDS
 from pipeline.report.records import ReportInfo
 from pipeline.report.samples import GeneratedItem, ItemSamples
@@ -138,6 +138,7 @@ class PageView:
     price_sentence: str
     spent_seconds: float
     saved_seconds: float
+    task_vectors: Sequence[tuple[str, int, Mapping[str, Spread | None]]]
     selected: Sequence[Selected]
     sft_settings: str | None
     text: Sequence[tuple[int, Sequence[tuple[str, DataExposure]]]]
@@ -171,6 +172,7 @@ def page_view(found: Analysis) -> PageView:
         price_sentence=seen.prices.sentence,
         spent_seconds=spent * 3600,
         saved_seconds=saved * 3600,
+        task_vectors=task_vectors_over_seeds(found.task_vectors),
         selected=found.selected,
         sft_settings=_sft_settings(info.configs, methods_of(found.scores)),
         text=[

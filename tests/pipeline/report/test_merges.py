@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+import merge
 from pipeline.report import merges
 from pipeline.report.records import Audit
+from tests.merge.conftest import recipe, save
 from tests.pipeline.report.synthetic import write_audit
 
 
@@ -32,3 +36,39 @@ def test_a_control_whose_signs_are_drawn_is_not_ties(tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace("density: 0.5", "density: 0.5\n    random_signs: true", 1))
     (drawn,) = merges.read_audits([Audit("random_signs", 10_000, 0, folder)])
     assert next(iter(drawn.settings_except_slack.values()))["models"]["ct"]["random_signs"] and not drawn.is_plain_ties
+
+
+def test_task_vectors_are_those_of_the_checkpoints(tmp_path: Path) -> None:
+    """Norms, cosine and conflicts of real merges against the same numbers from the tensors."""
+    chance, name = torch.Generator().manual_seed(0), "model.layers.0.mlp.up_proj.weight"
+    base = torch.randn(64, 64, generator=chance)
+    taus = {"ct": torch.randn(64, 64, generator=chance)}
+    taus["sft"] = 0.3 * taus["ct"] + torch.randn(64, 64, generator=chance)
+    folders = {"base": save(tmp_path / "base", {name: base})}
+    folders |= {label: save(tmp_path / label, {name: base + tau}) for label, tau in taus.items()}
+    weights = {"ct": {"weight": 0.5}, "sft": {"weight": 1.5}}
+    recipes = {
+        "wsd/ties": recipe(folders, "ties", {"ct": {}, "sft": {}}),
+        "wsd/task_arithmetic": recipe(folders, "task_arithmetic", weights, **{"lambda": 0.8}),
+        "wsd/trimmed": recipe(folders, "ties", {"ct": {"density": 0.5}, "sft": {}}),
+        "cosine/ties": recipe(folders, "ties", {"ct": {}, "sft": {}}),
+    }
+    audits = []
+    for method, one in recipes.items():
+        folder = tmp_path / method
+        folder.mkdir(parents=True)
+        (folder / "audit.json").write_text(json.dumps(merge.audit(one)))
+        (folder / "merge.yml").write_text(yaml.safe_dump(one.to_dict()))
+        audits += [Audit(method, 50_000, 3, folder), Audit(method, 0, 3, folder)]
+    cosine, annealed = merges.task_vectors(audits)
+    ct, sft = taus["ct"].flatten().double(), taus["sft"].flatten().double()
+    assert (annealed.regime, annealed.ct_tokens, annealed.seed) == ("wsd", 50_000, 3)
+    assert annealed.ct_norm == pytest.approx(float(ct.norm()), rel=1e-6)
+    assert annealed.norm_ratio == pytest.approx(float(ct.norm() / sft.norm()), rel=1e-6)
+    assert annealed.cosine == pytest.approx(float(ct @ sft / ct.norm() / sft.norm()), rel=1e-5)
+    assert annealed.in_conflict == pytest.approx(float((ct * sft < 0).double().mean()))
+    assert cosine.regime == "cosine" and cosine.cosine is None
+    (_, budget, spreads), _ = merges.task_vectors_over_seeds([annealed, cosine])
+    spread = spreads["ct_norm"]
+    assert budget == 50_000 and spread and spread.low == spread.mean == spread.high == annealed.ct_norm
+    assert merges.task_vectors_table([annealed]).columns[:3].tolist() == ["regime", "ct_tokens", "seed"]
