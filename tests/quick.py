@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from tests.import_graph import PACKAGES, ROOT, imports, modules, strings
@@ -63,15 +64,21 @@ def changed_files() -> list[str]:
     return sorted({*git("diff", "--name-only", base), *git("ls-files", "--others", "--exclude-standard")})
 
 
-def distances(changed: Iterable[str]) -> dict[str, int]:
-    """How many imports are between each file of tests and a changed file; none: it reaches none."""
+@cache
+def module_importers() -> tuple[dict[str, str], dict[str, set[str]]]:
+    """Our modules by their files, and by each module those that import it, or that start it as a program."""
     known = modules(*PACKAGES, "tests")
-    name_of = {str(path.relative_to(ROOT)): name for name, path in known.items()}
     importers: dict[str, set[str]] = {name: set() for name in known}
     for name, path in known.items():
         named = strings(path, known) if name.startswith("tests.") else ()
         for other in {*imports(path, known), *named} - {name}:
             importers[other].add(name)
+    return {str(path.relative_to(ROOT)): name for name, path in known.items()}, importers
+
+
+def distances(changed: Iterable[str]) -> dict[str, int]:
+    """How many imports are between each file of tests and a changed file; none: it reaches none."""
+    name_of, importers = module_importers()
     found = {name_of[file]: 0 for file in changed if file in name_of}
     at = list(found)
     while at:
