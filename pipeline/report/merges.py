@@ -308,7 +308,7 @@ def read_choices(choices: Iterable[Choice]) -> list[Selected]:
         scores = zip(choice.judged, best.get("scores", ()), strict=False)
         first = trials[0]["settings"]
         varied = [key for key in first if any(row["settings"].get(key) != first[key] for row in trials)]
-        own = [score for budget, score in scores if budget == choice.ct_tokens]
+        at_budget = [score for budget, score in scores if budget == choice.ct_tokens]
         selected.append(
             Selected(
                 method=choice.method,
@@ -318,7 +318,7 @@ def read_choices(choices: Iterable[Choice]) -> list[Selected]:
                 trials=len(trials),
                 metric=best["metric"],
                 score=best["score"],
-                at_budget=mean(own) if own else best["score"],
+                at_budget=mean(at_budget) if at_budget else best["score"],
                 leads=choice.leads,
                 sampler=choice.sampler,
                 scored=[({key: row["settings"].get(key) for key in varied}, row["score"]) for row in trials],

@@ -209,9 +209,9 @@ class CellPlanner:
     @cached_property
     def tuning(self) -> list[CellPlanner]:
         """Return the planners of the cells on whose dev scores trials are selected."""
-        own = self.config.ct.tokens, self.config.seed
+        here = self.config.ct.tokens, self.config.seed
         cells = tuning_cells(self.config)
-        return [self if (c.ct.tokens, c.seed) == own else CellPlanner(c, self.inputs, self.data) for c in cells]
+        return [self if (c.ct.tokens, c.seed) == here else CellPlanner(c, self.inputs, self.data) for c in cells]
 
     @cached_property
     def on_dev(self) -> CellPlanner:
