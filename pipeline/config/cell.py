@@ -87,10 +87,10 @@ class Config(Settings):
 
     @property
     def ct_source(self) -> str | None:
-        """Return the checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short
-        code.
+        """Return the checkpoint that replaces CT in this language: `{lang}` in ct.source is the language's ISO 639-1
+        code, or else its code.
         """
-        return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
+        return self.ct.source and self.ct.source.replace("{lang}", self.language.iso639_1 or self.language.code)
 
     @property
     def families(self) -> list[str]:

@@ -84,7 +84,7 @@ def _write_tables(analysis: Analysis, paths: ReportPaths, out: Path) -> None:
 
 
 def _draw(analysis: Analysis, folder: Path) -> None:
-    """Draw the figures: curves (accuracy next to bits), the trade-off, discarded parameters, slack, frontiers."""
+    """Draw the figures: curves (accuracy next to bits), trade-off, discarded parameters, slack, frontiers, search."""
     from pipeline.report import figures, view
     from pipeline.report.formatting import budget_name, label
 
@@ -107,5 +107,6 @@ def _draw(analysis: Analysis, folder: Path) -> None:
         for budget in analysis.gaps.frontiers.budgets:
             over = [("", spec("frontiers", frontier_budget=budget)), (title, spec("gap", frontier_budget=budget))]
             figures.write(figures.beside(over, "vconcat"), folder, f"frontiers-{budget_name(budget)}")
-    if "forest" in seen.charts:
-        figures.write(spec("forest"), folder, "forest")
+    for chart in ("forest", "search"):
+        if chart in seen.charts:
+            figures.write(spec(chart), folder, chart)
