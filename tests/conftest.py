@@ -30,11 +30,12 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Write how long each test took, with its fixtures."""
     if config.getoption("--write-durations"):
-        seconds: Counter[str] = Counter()
+        calls: Counter[str] = Counter()
+        fixtures: Counter[str] = Counter()
         for report in (report for reports in terminalreporter.stats.values() for report in reports):
             if isinstance(report, pytest.TestReport):
-                seconds[report.nodeid] += report.duration
-        quick.write_durations(seconds)
+                (calls if report.when == "call" else fixtures)[report.nodeid] += report.duration
+        quick.write_durations(calls, fixtures)
 
 
 @pytest.fixture(autouse=True, scope="module")

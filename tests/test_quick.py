@@ -52,8 +52,8 @@ def test_everything_near_is_run_or_named() -> None:
 
 def test_durations_are_kept_by_file_and_by_slow_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "DURATIONS", tmp_path / "durations.json")
-    quick.write_durations({"tests/a.py::test_x": 0.5, "tests/a.py::test_y[தமிழ்]": 9.0})
-    assert quick.durations() == {"tests/a.py": 9.5, "tests/a.py::test_y[தமிழ்]": 9.0}
+    quick.write_durations({"tests/a.py::test_x": 0.5, "tests/a.py::test_y[தமிழ்]": 9.0}, {"tests/a.py::test_x": 8.0})
+    assert quick.durations() == {"tests/a.py": 17.5, "tests/a.py::test_y[தமிழ்]": 9.0}
 
 
 def test_files_that_it_names_are_there() -> None:
