@@ -5,12 +5,15 @@ click reads the words; what is wrong with them is one line. Imports nothing heav
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import click
+
+from common.units import parse_tokens
 
 Options = SimpleNamespace  # the values of a command's parameters, by their names
 WIDTH = 100
@@ -36,6 +39,24 @@ class Command(click.Command):
         with formatter.section("Examples"):
             for example in self.examples:
                 formatter.write(f"  {ctx.command_path} {example}".rstrip() + "\n")
+
+
+class TokensType(click.ParamType[Any]):
+    """A number of tokens, such as 8192 or 8k."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        if isinstance(value, str) and re.fullmatch(r"-?\d+", value):  # the code that takes it knows its bounds
+            return int(value)
+        try:
+            return parse_tokens(value)
+        except ValueError as error:
+            self.fail(f"{error} Got {value}.", param, ctx)
+
+
+TOKENS = TokensType()
 
 
 class Several(click.Option):

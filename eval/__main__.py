@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from common.chat import DEFAULT_DAY, read_chat_template
-from common.command_line import Command, Options, Several, parse_command_line
+from common.command_line import TOKENS, Command, Options, Several, parse_command_line
 from common.errors import BadInput, user_errors
 from common.processes import silence
 from common.special_tokens import format_control_counts
@@ -83,13 +83,13 @@ COMMAND = Command(
         click.Option(["--excerpt"], type=int, hidden=True),  # the name before 0.2, in this release only
         click.Option(
             ["--trained-length"],
-            type=int,
+            type=TOKENS,
             metavar="TOKENS",
             help="Block length of the model's training; text is read within it.  [default: the model's context]",
         ),
         click.Option(
             ["--batch-tokens"],
-            type=int,
+            type=TOKENS,
             metavar="TOKENS",
             help="Tokens in one forward pass.  [default: 1024 on a CPU, 8192 elsewhere]",
         ),

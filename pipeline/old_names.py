@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -86,17 +86,42 @@ def _override(given: str) -> str:
     return f"{key}{equals}{value}"
 
 
-def config(composed: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
-    """Return a composed config with the names of today; each old one is named on stderr.
+def file(content: Mapping[str, Any], package: str) -> dict[str, Any]:
+    """Return the content of a configuration file with the keys of today; each old one is named on stderr.
 
-    The value of an old key, which is from a file of the user, wins over that of the new one, which is from a file of
-    ours; but not over the command line. given: the keys of that, by their names of today.
+    Files are renamed one by one, so that the later of two files wins, whichever names they have. package: the section
+    that the file is a part of, such as `eval`; empty for the root.
     """
+    found = dict(content)
+    for old, new in KEYS.items():
+        if not package or old.startswith(f"{package}."):
+            sections = old.removeprefix(f"{package}.").split(".")
+            renamed = _with_new_key(found, sections, new.rpartition(".")[2])
+            if renamed is not found:
+                _say_renamed(old, new)
+            found = renamed
+    return found
+
+
+def _with_new_key(content: dict[str, Any], old: Sequence[str], new: str) -> dict[str, Any]:
+    """Return the content with one key renamed, at its place; the same object if it lacks the old one."""
+    first, *rest = old
+    if first not in content:
+        return content
+    if not rest:
+        return {
+            new if key == first else key: value for key, value in content.items() if key != first or new not in content
+        }
+    section = content[first]
+    renamed = _with_new_key(section, rest, new) if isinstance(section, dict) else section
+    return content if renamed is section else {**content, first: renamed}
+
+
+def config(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a composed config with the names of today; each old one is named on stderr."""
     found = dict(composed)
     for name, group in found.pop("old_names", {}).items():
         _renamed(f"{group}=", name)
-    for old, new in KEYS.items():
-        found = _with_new_key(found, old, new, given)
     if isinstance(scoring := found.get("eval"), Mapping) and isinstance(scoring.get("baselines"), list):
         found["eval"] = {**scoring, "baselines": [_renamed("eval.baselines=", name) for name in scoring["baselines"]]}
     if isinstance(merge := found.get("merge"), Mapping) and isinstance(merge.get("methods"), Mapping):
@@ -109,27 +134,6 @@ def config(composed: Mapping[str, Any], given: Collection[str] = ()) -> dict[str
             methods[place] = {**methods[place], **method} if both else method
         start = _renamed("merge.sft_after_merge=", merge.get("sft_after_merge"))
         found["merge"] = {**merge, "methods": methods, "sft_after_merge": start}
-    return found
-
-
-def _with_new_key(composed: dict[str, Any], old: str, new: str, given: Collection[str]) -> dict[str, Any]:
-    """Return a composed config with one key by its name of today."""
-    found = dict(composed)
-    inner = found
-    *sections, key = old.split(".")
-    for section in sections:
-        if not isinstance(inner.get(section), Mapping):
-            return composed
-        inner[section] = dict(inner[section])
-        inner = inner[section]
-    if key not in inner:
-        return composed
-    _say_renamed(old, new)
-    value, name = inner.pop(key), new.rpartition(".")[2]
-    if isinstance(value, Mapping):
-        value = {**value, **{part: one for part, one in (inner.get(name) or {}).items() if f"{new}.{part}" in given}}
-    if new not in given:
-        inner[name] = value
     return found
 
 

@@ -141,7 +141,8 @@ def type_in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return type_in_words(inner, metadata)
     for one in metadata:
         if isinstance(one, (BeforeValidator, AfterValidator)) and one.func in BY_VALIDATOR:
-            return BY_VALIDATOR[one.func]  # type: ignore[index]
+            bounds = [other for other in metadata if other != Gt(0)] if one.func is parse_tokens else []
+            return " ".join([BY_VALIDATOR[one.func], *_bounds(bounds)])  # type: ignore[index]
     return " ".join([_plain(annotation), *_bounds(metadata)])
 
 

@@ -11,6 +11,7 @@ from functools import cache
 
 from common.errors import BadInput
 from pipeline.config import Config
+from pipeline.config.cell import why_not_trained
 from pipeline.cost.estimate import BYTES_A_TOKEN
 from pipeline.cost.hardware import USABLE
 
@@ -23,9 +24,12 @@ def resolved(config: Config) -> Config:
         tokens = expected_tokens(config)
         ct = config.ct.model_copy(update={"tokens": tokens, "schedule_tokens": tokens})
         config = config.model_copy(update={"ct": ct})
-    if config.train.lora_above is not None:
+    if (above := config.train.lora_above) is not None:
         config = config if needs_lora(config) else in_full(config)
         config = config.model_copy(update={"train": config.train.model_copy(update={"lora_above": None})})
+        if wrong := why_not_trained(config):
+            reason = f"train.lora_above={above}: training all weights needs more memory, so LoRA is used. "
+            raise BadInput(f"{reason}{wrong}" if config.train.lora else wrong)
     return config.with_variants({name: resolved(variant) for name, variant in config.variant_configs.items()})
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import BadInput, suggestion
@@ -24,7 +27,7 @@ from pipeline.config.sources import corpora_with
 from pipeline.resolve import resolved
 from pipeline.stages import STAGE_TYPES
 
-SEARCH_PATH = "hydra.searchpath="  # further folders of configuration files
+SEARCH_PATH = "hydra.searchpath"  # further folders of configuration files
 # Launchers: the cells one by one, without another process; jobs of our own; children of our own, on all GPUs.
 IN_THIS_PROCESS, SLURM, GPUS = "basic", "slurm", "gpus"
 OURS = {"local": IN_THIS_PROCESS, SLURM: SLURM, GPUS: GPUS}  # by the name that a user gives; the others are Hydra's
@@ -55,9 +58,10 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
         try:
             given = OverridesParser.create().parse_overrides(list(overrides))
             common = [override.input_line or "" for override in given if not override.is_sweep_override()]
-            root = compose("config", common, return_hydra_config=True)
+            found_in = [_searched(override) for override in given if override.key_or_group == SEARCH_PATH]
+            others = [line for line in common if not line.startswith(f"{SEARCH_PATH}=")]
+            root = compose("config", [*found_in, *others], return_hydra_config=True)
             cells = _product(root, given) if multirun else [_single(given)]
-            found_in = [line for line in common if line.startswith(SEARCH_PATH)]
             configs = _with_variants(cells, list(_composed(cells, found_in)), found_in)
         except BadInput:
             raise
@@ -73,6 +77,35 @@ def expand(overrides: Sequence[str], multirun: bool) -> Sweep:
     if ours is not None:
         launcher, at_once = ours, 1
     return Sweep(reached, tuple(cell for cell, _ in kept), tuple(common), launcher, at_once, site, launcher_given)
+
+
+class UserFiles(FileConfigSource):
+    """A folder of configuration files that may have old names of keys, as a source of Hydra."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return how its addresses begin."""
+        return "slackmerge"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return the content of a file, with the names of today."""
+        result = super().load_config(config_path)
+        package = result.header.get("package") or config_path.rpartition("/")[0].replace("/", ".")
+        content: Any = OmegaConf.to_container(result.config, resolve=False)
+        if isinstance(content, dict):
+            result.config = OmegaConf.create(old_names.file(content, "" if package == "_global_" else package))
+        return result
+
+
+def _searched(override: Override) -> str:
+    """Return an override of the search path, in which folders are sources of our kind."""
+    Plugins.instance().register(UserFiles)
+    places = override.value()
+    if not isinstance(places, list):
+        return override.input_line or ""
+    paths = [str(getattr(place, "text", place)).removeprefix("file://") for place in places]
+    named = [path if "://" in path else f"{UserFiles.scheme()}://{path}" for path in paths]
+    return f"{SEARCH_PATH}=[" + ",".join("'" + path.replace("'", "\\'") + "'" for path in named) + "]"
 
 
 def _launched(overrides: Sequence[str]) -> tuple[list[str], str | None, str | None]:
@@ -139,6 +172,7 @@ def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[C
         choices = tuple(line for line in cell if _key(line) not in plain)
         if choices not in shared:
             shared[choices] = compose("config", [*found_in, *cell])
+            _reset_methods(shared[choices], cell, found_in)
         for key in plain:
             value = plain[key][next(line for line in reversed(cell) if _key(line) == key)]  # the last one wins
             OmegaConf.update(shared[choices], key, value, merge=True)
@@ -146,6 +180,26 @@ def _composed(cells: Sequence[list[str]], found_in: Sequence[str]) -> Iterator[C
         config = validate(composed, given={_key(line).lstrip("+~") for line in cell})
         check_kinds(config.compute.stage_seconds)
         yield config
+
+
+def _reset_methods(composed: DictConfig, cell: Sequence[str], found_in: Sequence[str]) -> None:
+    """Reset the methods of merges to those of their file if `merge=...` is among the overrides.
+
+    An experiment refines the methods of its own choice, such as by a grid. Methods that another file adds with a recipe
+    stay, as those of conf/arm, and so does what other overrides set.
+    """
+    choice = next((line for line in reversed(cell) if _key(line) == "merge"), None)
+    given = [_key(line).lstrip("+~") + "." for line in cell]
+    if choice is None or "merge.methods." in given:
+        return
+    chosen = compose("config", [*found_in, "~experiment", choice]).merge.methods
+    methods = composed.merge.methods
+    with open_dict(methods):
+        for name in [name for name in methods if not any(key.startswith(f"merge.methods.{name}.") for key in given)]:
+            if name in chosen:
+                methods[name] = chosen[name]
+            elif "recipe" not in (methods[name] or ()):
+                del methods[name]
 
 
 def _with_variants(cells: Sequence[list[str]], configs: Sequence[Config], found_in: Sequence[str]) -> list[Config]:

@@ -215,7 +215,7 @@ class Optimization(Settings):
 
     tokens: Tokens  # the budget: where this run ends; rounded down to whole steps
     batch_tokens: Tokens  # per step, over all processes; a multiple of block_size
-    block_size: Annotated[int, Field(ge=2)]  # a block's first token is not predicted
+    block_size: Annotated[Tokens, Field(ge=2)]  # a block's first token is not predicted
     learning_rate: Annotated[float, Field(gt=0, lt=1)]  # at its peak
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)]  # of the peak, at the end of the schedule
     warmup_ratio: Fraction  # of the schedule's steps
@@ -308,7 +308,7 @@ class TrainingSettings(Optimization, MixedPrecision, MemorySaving):
 class NewTokens(Settings):
     """New tokens for the language, which continue the tokenizer's own BPE (train/vocabulary.py)."""
 
-    new_tokens: Annotated[int, Field(gt=0, le=1_000_000)] | None = None  # at most; None: the vocabulary stays
+    new_tokens: Annotated[Tokens, Field(le=1_000_000)] | None = None  # at most; None: the vocabulary stays
     new_token_init: Literal["mean", "focus"] = "mean"  # of their embeddings
 
 
@@ -321,12 +321,12 @@ class VocabularySettings(NewTokens):
 class BaseShape(Settings):
     """The recipe of a base model that is trained from scratch (train/base_model.py): its shape and its text."""
 
-    vocabulary: Annotated[int, Field(ge=258)]  # entries of the tokenizer
+    vocabulary: Annotated[Tokens, Field(ge=258)]  # entries of the tokenizer
     hidden_size: Positive
     layers: Positive
     heads: Positive  # of attention, a layer
     feed_forward: Positive  # width of the feed-forward layers
-    context: Positive  # most tokens of a sequence
+    context: Tokens  # most tokens of a sequence
     aligned_fraction: Fraction = Field(serialization_alias="aligned_share")  # of the blocks that are aligned verses
     aligned_chapters: Fraction  # of the training chapters whose aligned verses are used
     # of the blocks that are passages followed by themselves

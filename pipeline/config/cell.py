@@ -110,6 +110,12 @@ class Config(Settings):
         return f"eval.families=[{named}]: corpus.source={self.corpus.source} has no aligned verses for them, and"
 
     @property
+    def checkpoints(self) -> set[str]:
+        """Return the checkpoints that are scored or merged, by their names in results."""
+        merged = (name for method in self.merge.methods.values() for name in method.checkpoints)
+        return {*self.eval.baselines, *merged}
+
+    @property
     def trained_length(self) -> int:
         """Return tokens of the shortest blocks that its models were trained on: all of them know the positions in
         these.
@@ -177,8 +183,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def arms_can_be_trained(self) -> Config:
-        merged = (name for method in self.merge.methods.values() for name in method.checkpoints)
-        wanted = {*self.eval.baselines, *merged}
+        wanted = self.checkpoints
         if self.ct.source and "sft_then_ct" in wanted:
             raise ValueError(
                 f"ct.source={self.ct.source}: sft_then_ct trains CT on top of SFT, but this CT is given. "
@@ -189,11 +194,6 @@ class Config(Settings):
                 raise ValueError(
                     f"ct.source={self.ct.source}: sft_then_ct_frozen trains CT on top of SFT, but this CT is given. "
                     "Leave sft_then_ct_frozen out of eval.baselines, or set ct.source=null."
-                )
-            if self.train.lora:
-                raise ValueError(
-                    "train.lora: sft_then_ct_frozen freezes columns of weights that LoRA does not train. "
-                    "Set train=full, or leave sft_then_ct_frozen out of eval.baselines."
                 )
             if self.compute.strategy not in ("none", "ddp"):
                 raise ValueError(
@@ -237,18 +237,8 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def new_tokens_are_trained_whole(self) -> Config:
-        if self.model.new_tokens and self.train.lora and self.compute.strategy not in ("none", "ddp"):
-            raise ValueError(
-                f"compute.strategy={self.compute.strategy}: LoRA with model.new_tokens trains embeddings in full, which"
-                " works with none and ddp. Set compute.strategy=ddp, train=full or model.new_tokens=null."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def memory_can_be_saved(self) -> Config:
-        train, compute = self.train, self.compute
-        if wrong := contradiction(train, train.lora is not None, compute.precision, compute.strategy):
+    def weights_can_be_trained(self) -> Config:
+        if self.train.lora_above is None and (wrong := why_not_trained(self)):
             raise ValueError(wrong)
         return self
 
@@ -388,12 +378,31 @@ class Config(Settings):
         return self
 
 
+def why_not_trained(config: Config) -> str | None:
+    """Describe, beginning with the key, why these weights cannot be trained, with LoRA or in full; None: they can.
+
+    With `train.lora_above` this is known only when memory has decided for LoRA (pipeline/resolve.py).
+    """
+    train, compute, lora = config.train, config.compute, config.train.lora is not None
+    if lora and "sft_then_ct_frozen" in config.checkpoints:
+        return (
+            "train.lora: sft_then_ct_frozen freezes columns of weights that LoRA does not train. "
+            "Set train=full, or leave sft_then_ct_frozen out of eval.baselines."
+        )
+    if lora and config.model.new_tokens and compute.strategy not in ("none", "ddp"):
+        return (
+            f"compute.strategy={compute.strategy}: LoRA with model.new_tokens trains embeddings in full, which"
+            " works with none and ddp. Set compute.strategy=ddp, train=full or model.new_tokens=null."
+        )
+    return contradiction(train, lora, compute.precision, compute.strategy)
+
+
 def validate(composed: Mapping[str, Any], given: Collection[str] = ()) -> Config:
     """Return a composed config as a `Config`. given: the keys that the command line sets.
 
     Raises BadInput that names the first wrong key, its value and what would be right.
     """
-    current = old_names.config(composed, given)
+    current = old_names.config(composed)
     current["corpus"] = of_chosen_corpus(current.get("corpus"), given)
     try:
         return Config.model_validate(current)

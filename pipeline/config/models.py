@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import field_validator, model_validator
 
 from common.project import shipped
-from common.settings import Name, Positive, Settings
+from common.settings import Name, Positive, Settings, Tokens
 from pipeline.config.trainings import Training
 from train.settings import BaseShape, NewTokens
 
@@ -19,7 +19,7 @@ class ModelShape(Settings):
     attention without biases and a gated feed-forward.
     """
 
-    vocabulary: Positive  # entries
+    vocabulary: Tokens  # entries
     hidden: Positive  # width
     layers: Positive
     heads: Positive  # of queries

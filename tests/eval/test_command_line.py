@@ -179,7 +179,7 @@ def test_text_is_read_within_the_trained_length(
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     values = []
-    for more in ((), ("--trained-length", 64), ("--trained-length", 65), ("--trained-length", 9)):
+    for more in ((), ("--trained-length", "0.064k"), ("--trained-length", 65), ("--trained-length", 9)):
         assert run(monkeypatch, tmp_path / "model", "--text", folders[1], *more, "--out", tmp_path / "out") == 0
         values.append(json.loads((tmp_path / "out" / "scores.jsonl").read_text())["value"])
     assert values[0] == values[2] and len(set(values)) == 3  # the model reads 64 tokens, and predicts from all of them

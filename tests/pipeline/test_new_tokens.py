@@ -52,6 +52,7 @@ def test_ct_starts_from_the_extended_base_and_nothing_else_changes() -> None:
     before, after = (cell.chosen["task_arithmetic"].settings.tries for cell in (plain, extended))
     assert after == tuple({**recipe, "tokenizer": "union"} for recipe in before)
     assert ct.trajectory not in (None, plain.checkpoints["ct"].trajectory)
+    assert config_of("model=tiny", "model.new_tokens=0.3k").model.new_tokens == 300
     focus = planned("model.new_tokens=300", "model.new_token_init=focus")
     assert len({cell.checkpoints["ct"].key for cell in (plain, extended, focus)}) == 3
 

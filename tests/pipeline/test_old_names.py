@@ -199,6 +199,23 @@ def test_old_keys_have_the_meaning_of_the_new_ones(tmp_path: Path, capsys: pytes
         sweep.expand(words[:2], multirun=True)
 
 
+def test_the_later_file_wins_whichever_names_it_has(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+
+    def chars(*files: str) -> int | None:
+        for number, text in enumerate(files):
+            below = number - 1 if number else "test"
+            path = tmp_path / "experiment" / f"{number}.yaml"
+            path.write_text(f"# @package _global_\ndefaults: ['{below}']\neval: {{{text}}}\n".replace("'test'", "test"))
+        found = f"hydra.searchpath=['file://{tmp_path}']"
+        words = [found, f"experiment='{len(files) - 1}'", "ct.tokens=2048"]
+        return sweep.expand(words, multirun=False).configs[0].eval.max_chars
+
+    assert chars("excerpt: 70", "max_chars: 80") == 80
+    assert chars("max_chars: 80", "excerpt: 70") == 70
+    assert chars("excerpt: 70, max_chars: 80") == chars("max_chars: 80, excerpt: 70") == 80
+
+
 def test_files_of_ours_have_the_new_keys() -> None:
     for path in CONF.rglob("*.yaml"):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

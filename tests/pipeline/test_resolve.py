@@ -116,6 +116,16 @@ def test_lora_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stage_of(automatic, "ct").key == stage_of(same, "ct").key
 
 
+def test_what_lora_cannot_train_is_rejected_where_memory_decides_for_it() -> None:
+    """The baseline with frozen columns, and a base in bfloat16 with passes in float32."""
+    for words in (["eval.baselines=[sft_then_ct_frozen]"], ["train.base_dtype=bfloat16"]):
+        assert one("train=auto", "train.lora_above=1000", *words).train.lora is None
+        with pytest.raises(BadInput, match=r"^train\.lora_above=0\.001: .* so LoRA is used\. train\."):
+            one("train=auto", "train.lora_above=0.001", *words)
+        with pytest.raises(BadInput, match=r"^train\."):
+            one("train=lora", *words)
+
+
 def test_no_gpu_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     resolve.device_memory.cache_clear()

@@ -34,6 +34,21 @@ def test_every_cell_is_as_hydra_composes_it(overrides: tuple[str, ...], monkeypa
             assert config == validate(composed)
 
 
+def test_a_choice_of_merges_begins_with_its_file() -> None:
+    """Grids that experiment=tiny sets for merge=frontier do not count; arms and other overrides do."""
+
+    def methods(*words: str) -> dict[str, Any]:
+        config = sweep.expand([*words, "ct.tokens=50k", "seed=0"], multirun=True).configs[0]
+        return dict(config.merge.methods)
+
+    for merge in ("paper", "fixed"):
+        assert methods("experiment=tiny", f"merge={merge}") == methods("experiment=base", f"merge={merge}")
+    assert set(methods("experiment=tiny", "merge=none", "arm=[chat_vector]")) == {"chat_vector"}
+    one = methods("experiment=tiny", "merge=test", "merge.methods.task_arithmetic.grid.lambda=[0.7,0.8]")
+    assert set(one) == {"task_arithmetic", "ties_sv_1"} and one["task_arithmetic"].grid == {"lambda": [0.7, 0.8]}
+    assert set(methods("experiment=optimer", "merge=none")) > {"task_arithmetic_data_sets"}  # which it adds itself
+
+
 def test_values_alone_cost_no_composition(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
 

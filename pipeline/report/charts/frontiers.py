@@ -78,10 +78,14 @@ def _points(shown: FrontierGaps | None) -> list[tuple[Any, ...]]:
 
 
 def _forest_table(shown: FrontierGaps | None, answers: Sequence[Answer]) -> DataFrame:
-    """Return a row per pair and budget, and one per family: the gap, its interval, and Holm's of primary hypotheses."""
+    """Return a row per pair and budget, and one per family: the gap, its interval, and Holm's of primary hypotheses.
+
+    Empty if no pair has a gap anywhere: there is nothing to draw.
+    """
     rows: list[tuple[Any, ...]] = []
     decided = _decided(answers)
-    for gap in shown.gaps if shown else ():
+    measured = shown is not None and any(gap.estimate for gap in shown.gaps)
+    for gap in shown.gaps if shown and measured else ():
         pair = f"{budget_name(gap.ct_tokens)}: {label(gap.first)} \u2212 {label(gap.second)}"
         if gap.estimate is None:
             note = NO_SHARED_BITS if gap.separate else gap.missing

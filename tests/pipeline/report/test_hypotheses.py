@@ -16,7 +16,8 @@ import yaml
 
 from common.errors import BadInput
 from pipeline.cli import pipeline_main as main
-from pipeline.report import hypotheses, merges, sources, summary
+from pipeline.report import hypotheses, merges, page, sources, summary, view
+from pipeline.report.analysis import Inputs, analyse
 from pipeline.report.claims import Answer
 from pipeline.report.hypothesis_answers import HypothesisData, answers
 from pipeline.report.paired import Evidence
@@ -432,6 +433,18 @@ def test_without_frontiers_and_hypotheses_a_report_is_as_before(
     folder = Run(tmp_path / "run", GOOD, LOST).render(tmp_path / "out").page.parent
     assert not {"frontier.csv", "gaps.json"} & {path.name for path in folder.iterdir()}
     assert 'id="frontiers"' not in (folder / "report.html").read_text()
+
+
+def test_frontiers_that_share_no_bits_have_no_gap_to_draw(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", GOOD, LOST)
+    apart = [("ct_then_sft", [(2.0, 0.3), (2.2, 0.4)]), ("ties", [(3.0, 0.3), (3.2, 0.4)])]
+    points = [one for method, curve in apart for one in frontier(tmp_path, method, curve, budget=BUDGETS[0])]
+    seen = view.page_view(
+        analyse(Inputs(info=INFO, evaluations=run.evaluations, audits=run.audits, choices=run.choices, frontier=points))
+    )
+    assert seen.has["frontiers"] and not seen.has["gap"] and not seen.has["forest"]
+    html = page.render(view.TEMPLATE, seen)
+    assert "No gap is measured" in html and 'data-state="pair"' not in html and 'id="chart-forest"' not in html
 
 
 def test_an_experiments_file_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
