@@ -4,7 +4,6 @@ PYTHON ?= python3
 EXPERIMENT ?= tiny
 LAUNCHER =
 JOBS ?= 3# processes of the tests: much of a test's time is waiting for a child to import torch
-QUICK = tests/common tests/merge/test_select.py tests/merge/test_arithmetic.py tests/merge/test_recipe.py tests/pipeline/test_plan.py tests/pipeline/test_keys.py tests/pipeline/test_trajectory.py tests/pipeline/report/test_inference.py tests/test_house.py tests/test_imports.py
 SITE =
 ARGS ?=
 
@@ -72,8 +71,8 @@ test-page: chromium  ## the report page in a real browser
 test: $(READY)  ## the tests, by JOBS=3 processes
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-quick: $(READY)  ## run the tests of single functions, without real trainings, runs and renderings
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q $(QUICK) $(ARGS)
+test-quick: $(READY)  ## the tests nearest to what you changed since main, in less than a minute; it names the slow ones that it leaves out
+	@$(BIN)/python -m tests.quick -n $(JOBS) --dist loadfile -q $(ARGS)
 
 gpu: $(READY)  ## what has to be true on a GPU, ten minutes, one JSON line per step (docs/how-to/check-your-gpus.md); ARGS='--device cpu' without one
 	@$(BIN)/python -m tests.gpu $(ARGS)

@@ -139,10 +139,10 @@ def error_line(error: ValidationError, data: Mapping[str, Any] | None = None, sc
     data: what was validated. With it, the value is shown, and the nearest known key for an unknown one. schema: the
     type of the data. With it, the known keys are those of the type, and otherwise the others that are given.
     """
-    found = error.errors(include_url=False)
-    first = found[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
     if first["type"] == "missing":  # a key that is unknown in the same section is probably meant
-        unknown = (other for other in found if other["type"] == "extra_forbidden")
+        unknown = (other for other in errors if other["type"] == "extra_forbidden")
         first = next((other for other in unknown if other["loc"][:-1] == first["loc"][:-1]), first)
     kind, location = first["type"], list(first["loc"])
     message = sentence(first["msg"])

@@ -62,5 +62,5 @@ def merged_roles(roles: Iterable[str]) -> list[str]:
 
 def depends_on_ct_budget(names: Iterable[str]) -> bool:
     """Return whether a CT budget changes one of these checkpoints, and so what is made of them."""
-    found = (BASELINES.get(name.partition(VARIANT)[0]) for name in names)  # None: a checkpoint from outside
-    return any(baseline.ct_budgets for baseline in found if baseline)
+    baselines = (BASELINES.get(name.partition(VARIANT)[0]) for name in names)  # None: a checkpoint from outside
+    return any(baseline.ct_budgets for baseline in baselines if baseline)

@@ -21,6 +21,7 @@ METHODS = {  # of results: checkpoints and merges
 FILES = {"arm": ("base_with_sft", "ct_then_sft_with_ct"), "merge": ("stated",)}  # of conf/, by group
 CHOICES = METHODS | {"stated": "fixed"}
 KEYS = {  # of the config; each stays in its section
+    "language.short": "language.iso639_1",
     "language.most_tokens": "language.max_tokens",
     "compute.first_guess": "compute.stage_seconds",
     "eval.unmerged": "eval.baselines",

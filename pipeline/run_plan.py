@@ -23,7 +23,7 @@ from pipeline.store import Store
 from pipeline.sweep import Sweep
 
 FILE = "plan.pickle"
-FORMAT = b"slackmerge plan 2\n"  # the first line of the file; raise the number when what follows is read differently
+FORMAT = b"slackmerge plan 3\n"  # the first line of the file; raise the number when what follows is read differently
 
 
 @dataclass(frozen=True)

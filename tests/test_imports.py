@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("common", "train", "merge", "eval", "pipeline")
+from tests.import_graph import PACKAGES, ROOT, imports, modules
+
 MAY_IMPORT = {  # a room may always import itself
     "common": set(),
     "train": {"common"},
@@ -15,33 +13,8 @@ MAY_IMPORT = {  # a room may always import itself
     "eval": {"common"},
     "pipeline": {"common", "train", "merge", "eval"},
 }
-SOURCES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for room in ROOMS
-    for path in sorted((ROOT / room).rglob("*.py"))
-}
-
-
-def imports(path: Path) -> Iterator[str]:
-    """The modules of ours that a file imports when it runs, inside functions too; what types alone need is left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in SOURCES)
-        elif isinstance(node, ast.ImportFrom) and node.module in SOURCES and not node.level:
-            within = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in SOURCES else node.module for name in within)
-
-
-GRAPH = {module: set(imports(path)) - {module} for module, path in SOURCES.items()}
+SOURCES = modules(*PACKAGES)
+GRAPH = {module: set(imports(path, SOURCES)) - {module} for module, path in SOURCES.items()}
 
 
 def circles() -> list[list[str]]:

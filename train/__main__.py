@@ -9,7 +9,6 @@ On SIGINT, SIGTERM, SIGUSR2 or a file STOP_FILE next to JOB.json, every process 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from common.files import write_json
 from common.processes import die_with_parent
 from common.validation import read_json
 from train.dev_text import DevEvaluation
+from train.memory_saving import leave_package_out
 from train.settings import Compute, TrainingSettings
 
 INTERRUPTED = 75  # the exit code of a training that was asked to stop and has saved; sysexits.h: try again later
@@ -46,14 +46,19 @@ class Job(TypedDict):
     calibration: NotRequired[str | None]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run this process's part of a training."""
-    keys = ", ".join(Job.__annotations__)
-    parser = argparse.ArgumentParser(prog="python -m train", description="One process of a training.")
-    parser.add_argument("job", type=Path, help=f"JSON of {keys}: the arguments of train.trainer.train")
-    path: Path = parser.parse_args(arguments).job
+KEYS = ", ".join(Job.__annotations__)
+
+
+def main(arguments: Sequence[str] | None = None, *, is_own_process: bool = False) -> int:
+    """Run this process's part of a training. is_own_process: nothing else runs in it, so packages may be left out."""
+    path = job_file(arguments)
+    if isinstance(path, int):
+        return path
     try:
-        facts = run(read_json(path, Job, f"JSON of {keys}"), path.with_name(STOP_FILE))
+        job = read_json(path, Job, f"JSON of {KEYS}")
+        if is_own_process:
+            leave_package_out(job["settings"], Path(job["model"]))
+        facts = run(job, path.with_name(STOP_FILE))
     except Interrupted as stop:
         write_result(path, {"interrupted": str(stop)})
         return INTERRUPTED
@@ -64,6 +69,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     write_result(path, {"launch": facts})
     return 0
+
+
+def job_file(arguments: Sequence[str] | None) -> Path | int:
+    """Return the path of JOB.json, or the exit code after printing the help or the error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if len(words) == 1 and not words[0].startswith("-"):
+        return Path(words[0])  # from a launcher: without click, a training starts earlier
+    import click
+
+    from common.command_line import Command, parse_command_line
+
+    command = Command(
+        "train",
+        "Compute one process of a training.",
+        f"JOB is a JSON file of {KEYS}: the arguments of train.trainer.train.",
+        ("job.json",),
+        [click.Argument(["job"], type=click.Path(path_type=Path))],
+    )
+    given = parse_command_line(command, words, "python -m train")
+    return given if isinstance(given, int) else Path(given.job)
 
 
 def write_result(job: Path, result: dict[str, Any]) -> None:
@@ -107,7 +132,7 @@ def stop_signal(file: Path) -> Callable[[], bool]:
 
 
 if __name__ == "__main__":
-    code = main()
+    code = main(is_own_process=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # all is written: threads of gloo or DeepSpeed may abort a process that ends in Python's own way

@@ -155,8 +155,8 @@ def other_modalities(model: transformers.PreTrainedModel) -> list[str]:
     text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
     other: list[str] = []
     for name, module in model.named_modules():
-        own = [id(parameter) for parameter in module.parameters()]
-        if own and text.isdisjoint(own) and not any(name.startswith(f"{above}.") for above in other):
+        parameters = [id(parameter) for parameter in module.parameters()]
+        if parameters and text.isdisjoint(parameters) and not any(name.startswith(f"{above}.") for above in other):
             other.append(name)
     return other
 

@@ -13,7 +13,9 @@ Both of these are bitsandbytes', on GPUs and CPUs. Importing this module imports
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
@@ -90,6 +92,18 @@ def loading(settings: TrainingSettings, device: str) -> dict[str, Any]:
         "quantization_config": config,
         "device_map": {"": "cpu" if device == "cpu" else torch.cuda.current_device()},
     }
+
+
+def leave_package_out(saving: MemorySaving, model: Path) -> None:
+    """Prevent the import of bitsandbytes in this process if its training does not need it. model: the base's folder.
+
+    transformers' Trainer imports peft, which imports bitsandbytes where it is installed: about a second of CPU. None in
+    `sys.modules` prevents an import (docs.python.org/3/reference/import.html#the-module-cache).
+    """
+    config = model / "config.json"
+    is_quantized = config.is_file() and b'"quantization_config"' in config.read_bytes()
+    if not is_quantized and saving.base_dtype != "nf4" and saving.optimizer != "adamw_8bit":
+        sys.modules.setdefault(PACKAGE, None)  # type: ignore[arg-type]  # None is allowed there
 
 
 def round_base(model: Any, settings: TrainingSettings) -> None:

@@ -7,6 +7,7 @@ the weights are the same bit for bit wherever it started or resumed; see docs/ho
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,6 +67,8 @@ def train(
 
     from train import hf_trainer as engine
 
+    gc.collect()
+    gc.freeze()  # imported modules: the collections of `release` would scan half a million objects of theirs
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
     # before the model is loaded: ZeRO-3 loads it in parts

@@ -1,8 +1,8 @@
 """Draw the pictures of the documentation: `.venv/bin/python docs/images/draw.py`.
 
 curves.png: accuracy and bits per byte by CT budget, from the data inside docs/evidence/report.html, by the charts and
-the figure export of the report. frontier.png: its frontiers at the largest budget. slack.png: which side of a sign
-conflict survives, with slack and without.
+the figure export of the report. frontier.png: its frontiers at the largest budget; control.png: those of
+docs/evidence/control. slack.png: which side of a sign conflict survives, with slack and without.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def styles_of(data: dict[str, Any]) -> dict[str, MethodStyle]:
     }
 
 
-def frontier(data: dict[str, Any]) -> Spec:
+def frontier(data: dict[str, Any], language: str = "Chichewa") -> Spec:
     """Return the frontiers at the largest budget: a line per method over its knob values, without single seeds."""
     table = unpacked(data["tables"]["frontiers"])
     table, styles = table[table.kind != "seed"], styles_of(data)
     methods = [method for method in SHOWN if method in set(table.method)]
     tables = {"frontiers": table, "windows": frame(("pair", "tokens", "low", "high"), [])}
-    chart = frontiers.frontiers(tables, [styles[method] for method in methods], "Chichewa", 560)
+    chart = frontiers.frontiers(tables, [styles[method] for method in methods], language, 560)
     choice = {"methods": methods, "frontier_budget": max(table.tokens), "pair": None}
     return figures.selected(chart, choice, styles)
 
@@ -134,7 +134,9 @@ def main() -> None:
     """Draw the pictures into this folder."""
     with tempfile.TemporaryDirectory() as folder:
         data = page_data()
-        for name, spec in (("curves", curves(data)), ("frontier", frontier(data)), ("slack", slack())):
+        control = frontier(page_data(PAGE.parent / "control" / PAGE.name), "cipher")
+        pictures = {"curves": curves(data), "frontier": frontier(data), "control": control, "slack": slack()}
+        for name, spec in pictures.items():
             shutil.copy(figures.write(spec, Path(folder), name), HERE / f"{name}.png")
 
 

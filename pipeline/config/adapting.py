@@ -70,13 +70,13 @@ def _why_not_scored(config: Config, adapt: Adapt) -> str | None:
             return f"eval.{key}={given}: an adaptation needs eval.{key}={value}. Set that, or adapt=null."
     if missing := [name for name in ("base", "sft", "ct", "sft_then_ct") if name not in scored.baselines]:
         return f"eval.baselines={scored.baselines}: the results compare {missing[0]} too. Add it."
-    own, foreign = bool(config.families), bool(scored.tasks or scored.include_path)
+    has_items, has_tasks = bool(config.families), bool(scored.tasks or scored.include_path)
     for key, measure in (("gain", adapt.gain), ("keep", adapt.keep)):
-        if measure in ACCURACIES and not (own or foreign):
+        if measure in ACCURACIES and not (has_items or has_tasks):
             named = ", ".join(scored.families)
             why = f"there are no items, as eval.families=[{named}]"
             return f"adapt.{key}={measure}: {why}. Set a family, or another measure."
-        if measure not in (AUTO, *ACCURACIES, BITS, *ENGLISH) and not foreign:
+        if measure not in (AUTO, *ACCURACIES, BITS, *ENGLISH) and not has_tasks:
             known = [*ACCURACIES, BITS, *ENGLISH[1:]]
             return f"adapt.{key}={measure}: names no measure and no task. {suggestion(measure, known)}"
     if adapt.keep == AUTO:

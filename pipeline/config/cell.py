@@ -88,10 +88,10 @@ class Config(Settings):
 
     @property
     def ct_source(self) -> str | None:
-        """Return the checkpoint that stands in for CT in this language: `{lang}` in ct.source is the language's short
-        code.
+        """Return the checkpoint that replaces CT in this language: `{lang}` in ct.source is the language's ISO 639-1
+        code, or else its code.
         """
-        return self.ct.source and self.ct.source.replace("{lang}", self.language.short or self.language.code)
+        return self.ct.source and self.ct.source.replace("{lang}", self.language.iso639_1 or self.language.code)
 
     @property
     def families(self) -> list[str]:
@@ -295,8 +295,17 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def as_many_tries(self) -> Config:
-        tuned = list(self.merge.trials_by_method().values())
-        if self.sft.grid and tuned and not self.eval.frontier and len(self.sft.tries) != tuned[0]:
+        if self.eval.frontier:  # nothing is selected on dev
+            return self
+        # a method without a grid is stated and not tuned: what it differs by from another one is its recipe alone
+        counts = self.merge.trials_by_method()
+        tuned = list(counts.values())
+        if len(set(tuned)) > 1:
+            raise ValueError(
+                "merge.methods: every method must have the same number of trials on dev, for a fair comparison, "
+                f"got {', '.join(f'{name} {count}' for name, count in counts.items())}."
+            )
+        if self.sft.grid and tuned and len(self.sft.tries) != tuned[0]:
             raise ValueError(
                 f"sft.grid: CT-then-SFT gets {len(self.sft.tries)} trials on dev, every merge {tuned[0]}. "
                 "Give both the same number, for a fair comparison."

@@ -216,14 +216,6 @@ class Merge(Settings):
                 f"sft_after_merge={self.sft_after_merge}: no such merge."
                 f" {suggestion(self.sft_after_merge, list(self.methods))}"
             )
-        # a method without a grid is stated and not tuned: what it differs by from another one is its recipe alone
-        counts = self.trials_by_method()
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise ValueError(
-                "methods: every method must have the same number of trials on dev, for a fair comparison, "
-                f"got {listed}."
-            )
         return self
 
 

@@ -16,7 +16,7 @@ from train.settings import Cipher, FurtherText, HeldOut, InstructionSource, Sour
 
 class Language(Settings):
     code: Annotated[str, Field(pattern=r"^[a-z]{2,8}(_[A-Za-z]{4})?$")]
-    short: Annotated[str, Field(pattern=r"^[a-z]{2,8}$")] | None
+    iso639_1: Annotated[str, Field(pattern=r"^[a-z]{2,8}$")] | None
     name: str
     max_tokens: Tokens | None
     tasks: list[str]

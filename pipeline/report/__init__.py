@@ -84,9 +84,10 @@ def _write_tables(analysis: Analysis, paths: ReportPaths, out: Path) -> None:
 
 
 def _draw(analysis: Analysis, folder: Path) -> None:
-    """Draw the figures: curves (accuracy next to bits), the trade-off, discarded parameters, slack, frontiers."""
+    """Draw the figures: curves (accuracy next to bits), trade-off, discarded parameters, slack, frontiers, search."""
     from pipeline.report import figures, view
     from pipeline.report.formatting import budget_name, label
+    from pipeline.report.gaps import pair_name
 
     seen = view.picture(analysis, FIGURE_WIDTH)
 
@@ -102,10 +103,14 @@ def _draw(analysis: Analysis, folder: Path) -> None:
     for chart, name in (("tradeoff", "plane"), ("heat", "heat"), ("slack", "slack")):
         if chart in seen.charts:
             figures.write(spec(chart) | ({"title": titles[chart]} if chart in titles else {}), folder, name)
-    if "gap" in seen.charts and analysis.gaps:
-        title = analysis.gaps.pairs[str(seen.state["pair"])]
-        for budget in analysis.gaps.frontiers.budgets:
-            over = [("", spec("frontiers", frontier_budget=budget)), (title, spec("gap", frontier_budget=budget))]
+    if "frontiers" in seen.charts and analysis.gaps:
+        pair, gaps = seen.state["pair"], analysis.gaps
+        drawn = {gap.ct_tokens for gap in gaps.gaps if gap.estimate and pair_name(gap) == pair}
+        for budget in gaps.frontiers.budgets:
+            over = [("", spec("frontiers", frontier_budget=budget))]
+            if budget in drawn:
+                over.append((gaps.pairs[str(pair)], spec("gap", frontier_budget=budget)))
             figures.write(figures.beside(over, "vconcat"), folder, f"frontiers-{budget_name(budget)}")
-    if "forest" in seen.charts:
-        figures.write(spec("forest"), folder, "forest")
+    for chart in ("forest", "search"):
+        if chart in seen.charts:
+            figures.write(spec(chart), folder, chart)

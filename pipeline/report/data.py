@@ -159,10 +159,10 @@ def points(scores: DataFrame, measure: Measure) -> DataFrame:
 
     seeds: the value of each. best: whether it is the best of its budget as printed, among several methods.
     """
-    own = scores[
+    of_measure = scores[
         (scores.language == measure.language) & (scores.task == measure.task) & (scores.metric == measure.metric)
     ]
-    by_seed = own.groupby(["method", "ct_tokens"], sort=False)[["value", "low", "high"]].agg(list)
+    by_seed = of_measure.groupby(["method", "ct_tokens"], sort=False)[["value", "low", "high"]].agg(list)
     points = by_seed.map(mean).astype(object)  # pandas adds up otherwise than `sum`, which shows in the last digit
     printed = points.value.map(lambda value: round(value, 3)).astype(float)
     of_budget = printed.groupby(level="ct_tokens")
@@ -212,11 +212,11 @@ class Gate:
 
 def gates(scores: DataFrame, target: str) -> list[Gate]:
     """Return the answers, means over seeds; empty if target_sft was not scored."""
-    own = scores[
+    accuracies = scores[
         scores.primary.astype(bool) & scores.metric.map(lambda name: name.startswith("acc")) & (scores.family != "mean")
     ]
     by = ["language", "family", "method", "ct_tokens"]
-    value: dict[Any, float] = own.groupby(by, sort=False)["value"].agg(list).map(mean).to_dict()
+    value: dict[Any, float] = accuracies.groupby(by, sort=False)["value"].agg(list).map(mean).to_dict()
     budget = max((tokens for _, _, method, tokens in value if method == "target_sft"), default=None)
     if budget is None:
         return []

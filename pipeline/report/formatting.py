@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isinf
+from typing import Any
 
 from common.units import format_tokens
 from merge.methods import METHODS
@@ -114,6 +115,20 @@ def signed(value: float) -> str:
 def number(value: float) -> str:
     """Format three decimals."""
     return "\u221e" if isinf(value) else f"{value:.3f}"
+
+
+def setting(value: Any) -> str:
+    """Format a setting: numbers with 3 significant digits, others as they are."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(setting, value))}]"
+    return str(value)
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Format `lambda = 1.23, density = 0.5`."""
+    return ", ".join(f"{key} = {setting(value)}" for key, value in settings.items())
 
 
 def percent(share: float) -> str:

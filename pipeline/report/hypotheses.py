@@ -160,11 +160,11 @@ TYPES: dict[str, type[AnyHypothesis]] = {
 }
 
 
-def _check_regimes(own: str | None, of_terms: Sequence[str | None]) -> None:
+def _check_regimes(regime: str | None, of_terms: Sequence[str | None]) -> None:
     if any(of_terms) and not all(of_terms):
         raise ValueError("terms: some have a regime and some have none. Give every term a regime, or none.")
-    if any(of_terms) and own:
-        raise ValueError(f"regime={own}: the terms have regimes. Leave out the regime of the hypothesis.")
+    if any(of_terms) and regime:
+        raise ValueError(f"regime={regime}: the terms have regimes. Leave out the regime of the hypothesis.")
 
 
 def regimes_of(one: AnyHypothesis) -> frozenset[str]:

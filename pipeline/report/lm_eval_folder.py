@@ -117,8 +117,8 @@ class Metrics:
         """Return the metrics of a sample; where it does not list them, those of the results, else whatever has a
         number.
         """
-        if (own := row.get("metrics")) is not None:
-            return list(own)
+        if (metrics := row.get("metrics")) is not None:
+            return list(metrics)
         known = [name for name in (self.listed or self.higher) if name in row]
         return known or [name for name in row if name not in OF_SAMPLES and _is_number(row[name])]
 
@@ -253,8 +253,8 @@ def _of_first_filter(rows: Sequence[Record]) -> Iterator[Record]:
 
 def _hash(row: Mapping[str, Any]) -> str:
     """Return the hash of a document: lm-eval's own, or made as lm-eval makes it."""
-    own = row.get("doc_hash") or json.dumps(row.get("doc", row["doc_id"]), indent=2, ensure_ascii=False)
-    return str(own) if "doc_hash" in row else hashlib.sha256(own.encode()).hexdigest()
+    document = row.get("doc_hash") or json.dumps(row.get("doc", row["doc_id"]), indent=2, ensure_ascii=False)
+    return str(document) if "doc_hash" in row else hashlib.sha256(document.encode()).hexdigest()
 
 
 def _is_number(value: Any) -> bool:

@@ -17,12 +17,14 @@ from pandas import DataFrame
 from common.files import read_jsonl
 from merge import Recipe
 from pipeline.report.data import frame
+from pipeline.report.formatting import settings_text
 from pipeline.report.records import Audit, Choice, mean
 
 TOP = "5%"  # of SFT's parameters: the important ones
 SFT = "sft"  # the model's name in recipes
 # Of the two task vectors, as columns of task_vectors.csv
 VECTOR_MEASURES = ("ct_norm", "sft_norm", "norm_ratio", "cosine", "in_conflict")
+SAMPLERS = {"tpe": "TPE", "cmaes": "CMA-ES", "random": "random"}  # of optuna, as people write them
 PARTS = {"layer": "by_layer", "module kind": "by_kind"}  # of a model, and where an audit has them
 
 
@@ -263,7 +265,8 @@ class Selected:
     """The settings selected for one merge.
 
     trials: their number. metric: `acc` or `bits_per_byte`. score: on dev, mean over the cells that count. at_budget:
-    the same at this budget alone, if cells of several count. leads: as in `Choice`.
+    the same at this budget alone, if cells of several count. leads, sampler: as in `Choice`. scored: each trial's
+    settings that differ between trials, and its score.
     """
 
     method: str
@@ -275,11 +278,20 @@ class Selected:
     score: float
     at_budget: float
     leads: bool = True
+    sampler: str | None = None
+    scored: Sequence[tuple[Mapping[str, Any], float]] = ()
 
     @property
     def settings_text(self) -> str:
         """The settings without the method, which a table has anyway."""
-        return ", ".join(f"{key} = {value}" for key, value in self.settings.items() if key != "method")
+        return settings_text({key: value for key, value in self.settings.items() if key != "method"})
+
+    @property
+    def found_by(self) -> str:
+        """What proposed the trials."""
+        if self.sampler:
+            return f"search ({SAMPLERS.get(self.sampler, self.sampler)})"
+        return "grid" if self.trials > 1 else "fixed"
 
 
 def read_choices(choices: Iterable[Choice]) -> list[Selected]:
@@ -294,7 +306,9 @@ def read_choices(choices: Iterable[Choice]) -> list[Selected]:
         trials = read_jsonl(choice.folder / "tries.jsonl")
         best = next(row for row in trials if row["settings"] == settings)
         scores = zip(choice.judged, best.get("scores", ()), strict=False)
-        own = [score for budget, score in scores if budget == choice.ct_tokens]
+        first = trials[0]["settings"]
+        varied = [key for key in first if any(row["settings"].get(key) != first[key] for row in trials)]
+        at_budget = [score for budget, score in scores if budget == choice.ct_tokens]
         selected.append(
             Selected(
                 method=choice.method,
@@ -304,8 +318,10 @@ def read_choices(choices: Iterable[Choice]) -> list[Selected]:
                 trials=len(trials),
                 metric=best["metric"],
                 score=best["score"],
-                at_budget=mean(own) if own else best["score"],
+                at_budget=mean(at_budget) if at_budget else best["score"],
                 leads=choice.leads,
+                sampler=choice.sampler,
+                scored=[({key: row["settings"].get(key) for key in varied}, row["score"]) for row in trials],
             )
         )
     return sorted(selected, key=lambda one: (order[one.method], one.ct_tokens, one.seed))

@@ -42,7 +42,8 @@ class Choice:
     """The selection of one merge's settings on dev: a folder with choice.yml and tries.jsonl.
 
     leads: whether the merge may be named the best on dev, being one of CT and SFT and no control. judged: the CT
-    budgets of the cells on whose mean it was selected, in the order of `scores` in tries.jsonl.
+    budgets of the cells on whose mean it was selected, in the order of `scores` in tries.jsonl. sampler: of the search
+    that proposed its trials; None: a grid states them.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Choice:
     folder: Path
     leads: bool = True
     judged: Sequence[int] = ()
+    sampler: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,13 +43,13 @@ class Spot:
 
     def row(self) -> dict[str, str | int | float | None]:
         """Return a row of map.csv: with a column for each number of each gain."""
-        own = {name: value for name, value in vars(self).items() if name != "gains"}
+        fields = {name: value for name, value in vars(self).items() if name != "gains"}
         numbers = {
             column: value
             for kind, gain in self.gains.items()
             for column, value in ((kind, gain.value), (f"{kind}_low", gain.low), (f"{kind}_high", gain.high))
         }
-        return {**own, **numbers, "seeds": self.gains["accuracy"].seeds}
+        return {**fields, **numbers, "seeds": self.gains["accuracy"].seeds}
 
 
 def spots(regime: str, sources: Sources) -> list[Spot]:

@@ -148,10 +148,10 @@ def _score_terms(scores: DataFrame, info: ReportInfo) -> list[tuple[str, str]]:
     shown = {measure.name: measure for measure in measures(scores, info.language)}
     accuracy = shown.get(OVERALL[0])
     if accuracy is not None:
-        own = scores[scores.language == info.language]
-        tasks = sorted(set(own[own.primary.astype(bool) & (own.metric != BITS)].family) - {"mean"})
+        rows = scores[scores.language == info.language]
+        tasks = sorted(set(rows[rows.primary.astype(bool) & (rows.metric != BITS)].family) - {"mean"})
         named = f" ({listed(tasks)})" if len(tasks) <= MOST_NAMED else ""
-        items = f"{max(own[own.task == accuracy.task].n):,} {info.language_name} test items in {len(tasks)} task"
+        items = f"{max(rows[rows.task == accuracy.task].n):,} {info.language_name} test items in {len(tasks)} task"
         chance = f" Guessing gives {accuracy.chance:.3f}." if accuracy.chance is not None else ""
         plural = "s" if len(tasks) != 1 else ""
         terms.append(

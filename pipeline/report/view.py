@@ -13,6 +13,7 @@ from pipeline.baselines import BASELINES
 from pipeline.report import summary
 from pipeline.report.analysis import Analysis
 from pipeline.report.charts import frontiers, merges, scores, stages
+from pipeline.report.charts.search import search, search_table
 from pipeline.report.charts.style import (
     INK,
     PAGE_COLOURS,
@@ -26,9 +27,9 @@ from pipeline.report.charts.style import (
 )
 from pipeline.report.claims import Answer
 from pipeline.report.data import DataExposure, Measure, all_measures, budgets_of, methods_of
-from pipeline.report.formatting import label, labels
+from pipeline.report.formatting import label, labels, listed
 from pipeline.report.gaps import PAIR
-from pipeline.report.merges import Selected, Spread, task_vectors_over_seeds
+from pipeline.report.merges import SAMPLERS, Selected, Spread, task_vectors_over_seeds
 from pipeline.report.paired import KINDS
 from pipeline.report.records import ReportInfo
 from pipeline.report.samples import GeneratedItem, ItemSamples
@@ -68,6 +69,7 @@ def picture(found: Analysis, width: int | None = None) -> Picture:
     tradeoff = scores.tradeoff_table(found.scores, info.language)
     priced = prices(tradeoff, found.costs)
     levels, slack = scores.levels_table(measures), merges.slack_table(tradeoff, found.discarded)
+    searched = search_table(found.selected)
     charts = (
         scores.claims(found.claims.answers, width),
         scores.curves(scores.scores_table(found.scores, measures), levels, drawn, budgets, width),
@@ -81,6 +83,7 @@ def picture(found: Analysis, width: int | None = None) -> Picture:
         scores.predictions(scores.predictions_table(found.scores, info.language), drawn, width),
         stages.training(found.stages.training_curves(info), width),
         stages.hours(found.stages.hours, width),
+        search(searched, next((one.metric for one in found.selected if one.sampler), ""), styles, width),
     )
     tables = {name: table for chart in charts for name, table in chart.tables.items()}
     tables["untuned"] = scores.scores_table(found.untuned, measures)
@@ -94,6 +97,7 @@ def picture(found: Analysis, width: int | None = None) -> Picture:
         "quantity": "lost_top",
         "measured": "accuracy",
         "group": next(iter(slack.group), None),
+        "searched": next(iter(searched.group[::-1]), None),
         "task": next(iter(tables["predictions"].task), None),
         "budget": budgets[-1] if budgets else 0,
         "pair": pair,
@@ -140,6 +144,7 @@ class PageView:
     saved_seconds: float
     task_vectors: Sequence[tuple[str, int, Mapping[str, Spread | None]]]
     selected: Sequence[Selected]
+    search_sentence: str
     sft_settings: str | None
     text: Sequence[tuple[int, Sequence[tuple[str, DataExposure]]]]
     contamination: Mapping[str, Any] | None
@@ -174,6 +179,7 @@ def page_view(found: Analysis) -> PageView:
         saved_seconds=saved * 3600,
         task_vectors=task_vectors_over_seeds(found.task_vectors),
         selected=found.selected,
+        search_sentence=_search_sentence(found.selected),
         sft_settings=_sft_settings(info.configs, methods_of(found.scores)),
         text=[
             (budget, [(info.languages.get(e.language, e.language), e) for e in found.exposure if e.budget == budget])
@@ -252,6 +258,7 @@ def _options(found: Analysis, seen: Picture) -> dict[str, Options]:
         "cost": list(seen.prices.names.items()),
         "scored": SLACK_MEASURES[:2],
         "group": [(group, group) for group in seen.tables["slack"].group.unique()],
+        "searched": [(group, group) for group in seen.tables["search"].group.unique()],
         "task": [(task, task) for task in seen.tables["predictions"].task.unique()],
         "budget": [(budget, format_tokens(budget)) for budget in budgets_of(found.scores) if budget],
         "frontier_budget": [(budget, format_tokens(budget)) for budget in budgets],
@@ -277,6 +284,22 @@ def _facts(found: Analysis) -> list[tuple[str, str]]:
         ("models scored", str(len(found.scores[["method", "ct_tokens", "seed"]].drop_duplicates()))),
     ]
     return known + ([("computing time", duration(found.stages.seconds))] if found.stages else [])
+
+
+def _search_sentence(selected: Sequence[Selected]) -> str:
+    """Return which settings a search found, and how; empty without a search."""
+    searched = [one for one in selected if one.sampler]
+    if not searched:
+        return ""
+    first, names = searched[0], list(dict.fromkeys(label(one.method) for one in searched))
+    how = (
+        "draws each candidate at random" if first.sampler == "random" else "proposes each candidate from scores on dev"
+    )
+    sampler = f"optuna, {SAMPLERS.get(first.sampler or '', first.sampler)}"
+    return (
+        f"The settings of {listed(names)} come from a search ({sampler}) over {first.trials} candidates for each model."
+        f" It {how}; the first is the middle of the space. Test items played no part."
+    )
 
 
 def _sft_settings(configs: Mapping[str, Mapping[str, Any]], methods: Iterable[str]) -> str | None:

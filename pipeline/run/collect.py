@@ -117,6 +117,8 @@ def _sources(cells: Sequence[Cell], entries: Entries, arguments: Sequence[str]) 
 
     config = cells[0].config
     leading = {name for name, method in config.merge.methods.items() if method.leads}
+    search = config.merge.search
+    samplers = {name: search.sampler for name, method in config.merge.methods.items() if search and method.space}
     judged = [cell.ct.tokens for cell in tuning_cells(config)]
     contamination = cells[0].contamination and entries.get(cells[0].contamination.key)
     uses = Counter(stage.key for cell in cells for stage in cell.stages)
@@ -126,14 +128,14 @@ def _sources(cells: Sequence[Cell], entries: Entries, arguments: Sequence[str]) 
         evaluations=[Evaluation(*cell, path) for cell, path in published(lambda cell: cell.evals).items()],
         audits=[Audit(*cell, path) for cell, path in published(lambda cell: cell.merges).items()],
         choices=[
-            Choice(*cell, path, leads=cell[0] in leading, judged=judged)
+            Choice(*cell, path, leads=cell[0] in leading, judged=judged, sampler=samplers.get(cell[0]))
             for cell, path in published(lambda cell: cell.chosen).items()
         ],
         stages=done,
         items=[entries[stage.key].path for stage in cells[0].stages if stage.kind == "items" and stage.key in entries],
         split=config.eval.split,
         contamination=contamination.path / "leaks.json" if contamination else None,
-        untuned=[Evaluation(*cell, path) for cell, path in published(lambda cell: cell.untuned).items()],
+        untuned=[Evaluation(*cell, path) for cell, path in published(lambda cell: cell.default_evals).items()],
         frontier=_frontier(cells, entries),
     )
 

@@ -352,15 +352,15 @@ class Children:
         dropped = False
         coming = {key for piece in (*self.pool.waiting, *self.pool.running) for key in piece.keys}
         for piece in [piece for piece in self.pool.waiting if not piece.needs & coming]:
-            own, without = set(piece.keys), []
+            keys, without = set(piece.keys), []
             for stage in piece.stages:
                 needed = [parent for parent in stage.parents.values() if not parent.given]
                 needed += self.executor.smaller_in_sweep(stage)
-                lacks = next((need for need in needed if need.key not in own and self.store.find(need) is None), None)
+                lacks = next((need for need in needed if need.key not in keys and self.store.find(need) is None), None)
                 if lacks is not None:
-                    own.discard(stage.key)
+                    keys.discard(stage.key)
                     without.append((stage, lacks))
-            if not own:
+            if not keys:
                 self.pool.drop(piece)
                 dropped = True
                 for stage, lacks in without:

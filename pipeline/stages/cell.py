@@ -62,7 +62,7 @@ class Cell:
     """One language x budget x seed, of a regime where the sweep has several.
 
     stages: in an order in which they can run. evals, merges, checkpoints: by method of the results. chosen: by method
-    that dev scores select, the stage with the selection. untuned: evals of tuned methods by their first trial.
+    that dev scores select, the stage with the selection. default_evals: evals of tuned methods by their first trial.
     frontier: of methods with a knob, all trials, none of which was selected. adapt: where one model is selected and
     written, what that takes; merges are then scored on dev alone. left_out: methods that have no use for the pair.
     variants: of each variant by name its config, and its CT with what that needs.
@@ -74,7 +74,7 @@ class Cell:
     merges: Mapping[str, Stage] = field(default_factory=dict)
     checkpoints: Mapping[str, Stage] = field(default_factory=dict)
     chosen: Mapping[str, Stage] = field(default_factory=dict)
-    untuned: Mapping[str, Stage] = field(default_factory=dict)
+    default_evals: Mapping[str, Stage] = field(default_factory=dict)
     contamination: Stage | None = None
     frontier: Mapping[str, Sequence[KnobSetting]] = field(default_factory=dict)
     adapt: AdaptStages | None = None
@@ -115,7 +115,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     chosen = {name: selection_stage(merges[name]) for name in methods if planner.is_tuned(name)}
     if len(config.sft.tries) > 1 and "ct_then_sft" in checkpoints and not config.eval.frontier:
         chosen["ct_then_sft"] = selection_stage(checkpoints["ct_then_sft"])
-    untuned = plan_untuned(planner, chosen) if config.eval.default_settings else {}
+    default_evals = plan_default_evals(planner, chosen) if config.eval.default_settings else {}
     frontier = plan_frontier(planner, evals) if config.scores_knobs else {}
     adapt = adapting.plan_adaptation(planner, evals, checkpoints) if config.adapt else None
     contamination = plan_contamination(config, inputs, planner.data) if config.eval.contamination else None
@@ -123,7 +123,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         *checkpoints.values(),
         *([contamination] if contamination else []),
         *evals.values(),
-        *untuned.values(),
+        *default_evals.values(),
         *(stage for points in frontier.values() for point in points for stage in (point.dev, point.test)),
         *(planner.weights(name) for name in methods if config.merge.write),
         *(adapt.goals if adapt else []),
@@ -135,7 +135,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
         merges=merges,
         checkpoints=checkpoints,
         chosen=chosen,
-        untuned=untuned,
+        default_evals=default_evals,
         contamination=contamination,
         frontier=frontier,
         adapt=adapt,
@@ -147,7 +147,7 @@ def plan_cell(config: Config, inputs: Inputs) -> Cell:
     )
 
 
-def plan_untuned(planner: CellPlanner, chosen: Iterable[str]) -> dict[str, Stage]:
+def plan_default_evals(planner: CellPlanner, chosen: Iterable[str]) -> dict[str, Stage]:
     """Plan the scores of every tuned method by the first of its trials, on test."""
     scored = {}
     for name in planner.config.merge.methods:
@@ -209,9 +209,9 @@ class CellPlanner:
     @cached_property
     def tuning(self) -> list[CellPlanner]:
         """Return the planners of the cells on whose dev scores trials are selected."""
-        own = self.config.ct.tokens, self.config.seed
+        here = self.config.ct.tokens, self.config.seed
         cells = tuning_cells(self.config)
-        return [self if (c.ct.tokens, c.seed) == own else CellPlanner(c, self.inputs, self.data) for c in cells]
+        return [self if (c.ct.tokens, c.seed) == here else CellPlanner(c, self.inputs, self.data) for c in cells]
 
     @cached_property
     def on_dev(self) -> CellPlanner:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +11,6 @@ from tests.architectures.model_kinds import untrained
 from tests.architectures.tokenizer_kinds import lines
 from train.data.corpus import build
 from train.settings import CorpusOptions, CorpusSettings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_collections() -> Iterator[None]:
-    """The Trainer collects garbage at each end: without the objects of imported modules that takes no second."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,18 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys, time
 from pathlib import Path
 from common.processes import Workers
 
 def work(number):
-    Path(sys.argv[1], str(number)).touch()
-    time.sleep(2)
+    begun = Path(sys.argv[1])
+    (begun / str(number)).touch()
+    until = time.monotonic() + 300  # of a hang, not of slowness
+    while not begun.with_name("killed").exists() and time.monotonic() < until:
+        time.sleep(0.01)
 
 if __name__ == "__main__":
     with Workers(2) as workers:
@@ -35,5 +38,6 @@ def test_workers_of_a_killed_process_begin_nothing_more(tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
-        process.communicate(timeout=60)  # the workers have its output too: its end is theirs
+        (tmp_path / "killed").touch()  # workers that outlived it would go on
+        process.communicate(timeout=300)  # the workers have its output too: its end is theirs
     assert {path.name for path in begun.iterdir()} == {"0", "1"}

@@ -43,18 +43,26 @@ def load_one(environment: dict[str, str], root: Path = ROOT, first: bool = True)
     )  # fmt: skip
 
 
-def test_machine_code_is_kept_and_loaded_without_numba(tmp_path: Path) -> None:
-    where = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    first, second = load_one(where), load_one(where, first=False)
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of the cache after a process compiled, and what it printed."""
+    folder = tmp_path_factory.mktemp("compiled") / "cache"
+    return folder, load_one({"NUMBA_CACHE_DIR": str(folder)})
+
+
+def test_machine_code_is_kept_and_loaded_without_numba(
+    compiled: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, first = compiled
+    second = load_one({"NUMBA_CACHE_DIR": str(folder)}, first=False)
     assert (first.stdout, first.stderr.strip()) == ("True True\n", machine_code.LINE)
     assert (second.stdout, second.stderr) == ("True False\n", "")
-    assert len(list((tmp_path / "cache").glob("loops-1-*.o"))) == 1
+    assert len(list(folder.glob("loops-1-*.o"))) == 1
 
 
-def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:
-    where = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    load_one(where)
-    (file,) = tmp_path.glob("loops-1-*.o")
+def test_a_damaged_file_is_not_used(compiled: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    where = {"NUMBA_CACHE_DIR": str(shutil.copytree(compiled[0], tmp_path / "cache"))}
+    (file,) = (tmp_path / "cache").glob("loops-1-*.o")
     whole = file.read_bytes()
     file.write_bytes(whole[:-100] + bytes(100))
     again = load_one(where)

@@ -37,7 +37,7 @@ def compute(sweep: Any, plan: RunPlan, executor: Executor, folder: Path) -> None
     executor.journal.write("message", training, text="a line of its own")
     subprocess.run([sys.executable, "-c", CHILD, str(executor.journal.path), "a line of a child"], check=True)
     executor.journal.message("under way")
-    time.sleep(120)
+    time.sleep(600)  # until Ctrl-C
 
 
 def publish(executor: Executor, stage: Stage) -> None:

@@ -105,11 +105,11 @@ def test_a_try_of_other_length_has_blocks_of_its_own() -> None:
 
 def test_the_first_try_is_scored_on_test_where_that_is_asked() -> None:
     plain, asked = cells(ALL, GRID), cells(ALL, GRID, "eval.default_settings=true")
-    assert not plain[0].untuned and set(asked[0].untuned) == {"task_arithmetic", "ties_sv_1", "ct_then_sft"}
-    merge = asked[0].untuned["task_arithmetic"].parents["merge"]
+    assert not plain[0].default_evals and set(asked[0].default_evals) == {"task_arithmetic", "ties_sv_1", "ct_then_sft"}
+    merge = asked[0].default_evals["task_arithmetic"].parents["merge"]
     assert merge.settings.stated == {"method": "task_arithmetic", "lambda": 0.5} and not tunes(merge)
     (untuned, *_) = cells()
-    assert asked[0].untuned["ct_then_sft"].key == untuned.evals["ct_then_sft"].key
+    assert asked[0].default_evals["ct_then_sft"].key == untuned.evals["ct_then_sft"].key
     assert {stage.key for stage in merged(plain)} < {stage.key for stage in merged(asked)}
 
 

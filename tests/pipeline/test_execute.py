@@ -23,6 +23,7 @@ from tests.pipeline import toy
 from tests.pipeline.toy_stage import toy_stage
 
 ROOT = Path(__file__).parents[2]
+HANGS_AFTER_S = 300.0  # slowness takes less
 
 
 def execute(root: Path, stages=None, makers=None) -> tuple[list[str], list[dict]]:
@@ -94,7 +95,7 @@ def test_kill_at_any_point(tmp_path: Path, point: str, undisturbed: dict) -> Non
     results.
     """
     killed = process(tmp_path, tmp_path / "killed.jsonl", point)
-    assert killed.wait(timeout=60) == -signal.SIGKILL
+    assert killed.wait(timeout=HANGS_AFTER_S) == -signal.SIGKILL
     assert all(
         entry.damage(thorough=True) is None
         for kind in Store(tmp_path).kinds()
@@ -106,7 +107,7 @@ def test_kill_at_any_point(tmp_path: Path, point: str, undisturbed: dict) -> Non
 
 
 def test_mid_stage_crash_loses_no_checkpoint(tmp_path: Path) -> None:
-    process(tmp_path, tmp_path / "killed.jsonl", "mid_stage").wait(timeout=60)
+    process(tmp_path, tmp_path / "killed.jsonl", "mid_stage").wait(timeout=HANGS_AFTER_S)
     work = next((tmp_path / ".work").glob("ct-*")) / "scratch" / "step"
     assert work.read_text() == "11"
 
@@ -114,7 +115,7 @@ def test_mid_stage_crash_loses_no_checkpoint(tmp_path: Path) -> None:
 def test_two_processes_share_one_store(tmp_path: Path, undisturbed: dict) -> None:
     journals = [tmp_path / f"j{number}.jsonl" for number in range(2)]
     running = [process(tmp_path, journal) for journal in journals]
-    assert [one.wait(timeout=60) for one in running] == [0, 0]
+    assert [one.wait(timeout=HANGS_AFTER_S) for one in running] == [0, 0]
     started = [event["key"] for journal in journals for event in Journal(journal).events("started")]
     assert len(started) == len(set(started)) == 6
     assert contents(tmp_path) == undisturbed
@@ -188,6 +189,7 @@ def test_what_another_job_is_making_comes_last(tmp_path: Path) -> None:
     with Store(tmp_path / "store").claim(first):
         running.start()
         while not journal.events("published"):
+            assert running.is_alive()
             time.sleep(0.01)
     running.join()
     assert [event["slug"] for event in journal.events("published")] == ["second", "first"]

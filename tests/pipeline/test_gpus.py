@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from pipeline.run.cluster.schedule import Piece
 from pipeline.run.gpus import Pool, gpu_pieces, width
 from pipeline.stages.stage import Stage
 from tests.pipeline import small
+from tests.pipeline.small_run import SmallRun
+from tests.pipeline.small_run import made as small_run_made
 from tests.pipeline.toy_stage import toy_stage
 
 ROOT = Path(__file__).parents[2]
@@ -313,18 +316,17 @@ def test_a_training_that_wants_more_devices_than_there_are_is_rejected_at_once(t
     )
 
 
-def test_the_results_are_those_of_one_process(tmp_path: Path) -> None:
-    """Real stages: two GPUs that seem to be there, and one process without them."""
-    alike = ("compute.threads=1", "eval.families=[next]")
-    one, two = (tmp_path / name for name in ("one", "two"))
-    words = command(two, "0,1", *alike, child="pipeline.run.gpus")
-    subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, check=True)
-    alone = [sys.executable, "-m", "pipeline", "-m", "experiment=test", "launcher=local", *FEW, *alike]
-    folders = [f"store={one}/store", f"outputs={one}/outputs"]
-    subprocess.run([*alone, *folders], cwd=ROOT, env=environment(), capture_output=True, check=True)
-    assert (one / "outputs/test/results.csv").read_bytes() == (two / "outputs/test/results.csv").read_bytes()
-    weights = [{path.relative_to(each): path.read_bytes() for path in each.glob("store/*/*/model/*.safetensors")}
-               for each in (one, two)]  # fmt: skip
-    assert weights[0] == weights[1] and len(weights[0]) == 3
-    used = {device for event in events(two, "piece_started") for device in event["devices"]}
+def test_the_results_are_those_of_one_process(small_run: SmallRun, tmp_path: Path) -> None:
+    """Real stages, of the text and the blocks of one process: two GPUs that seem to be there, and none."""
+    for kind in ("corpus", "items", "ct_blocks", "sft_blocks"):
+        shutil.copytree(small_run.folder / "store" / kind, tmp_path / "store" / kind)
+    words = command(tmp_path, "0,1", child="pipeline.run.gpus")
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    theirs, alone = small_run_made(tmp_path), small_run_made(small_run.folder)
+    assert theirs == {path: alone[path] for path in theirs}
+    assert sorted(path.parts[1] for path in theirs) == ["base", "ct", "eval", "eval", "eval", "sft"]
+    rows = (tmp_path / "outputs/test/results.csv").read_bytes().splitlines()
+    assert len(rows) > 1 and set(rows) <= set(small_run.results.splitlines())
+    used = {device for event in events(tmp_path, "piece_started") for device in event["devices"]}
     assert used == {"0", "1"}

@@ -182,7 +182,7 @@ def test_a_published_ct_and_sft_are_merged_and_scored_without_training(tmp_path:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # of a hang, not of slowness
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -22,7 +22,7 @@ defaults:
   - override /corpus: files
 language:
   code: epo
-  short: null
+  iso639_1: null
   name: Esperanto
   max_tokens: null
   tasks: []

@@ -114,7 +114,7 @@ def test_published_checkpoints_leave_nothing_to_train() -> None:
             "merge",
             "eval",
         }
-        assert cell.checkpoints["ct"].options.path == f"hub:pkupie/Llama-2-7b-{config.language.short}"
+        assert cell.checkpoints["ct"].options.path == f"hub:pkupie/Llama-2-7b-{config.language.iso639_1}"
 
 
 def test_a_given_checkpoint_has_one_budget() -> None:

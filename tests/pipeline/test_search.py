@@ -99,7 +99,7 @@ def test_a_plan_has_the_first_trial_and_the_space_and_other_stages_stay_as_they_
         stage.key for stage in plain.stages if stage.kind not in kinds
     }
     assert cell(ON, *SPACES, "merge.search.trials=6").chosen["ties_sv_1"].key != searched.chosen["ties_sv_1"].key
-    assert set(cell(ON, *SPACES, "eval.default_settings=true").untuned) == {"task_arithmetic", "ties_sv_1"}
+    assert set(cell(ON, *SPACES, "eval.default_settings=true").default_evals) == {"task_arithmetic", "ties_sv_1"}
 
 
 @pytest.mark.parametrize(

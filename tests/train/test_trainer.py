@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(prepared: Path, training: Traini
         " from train.settings import TrainingSettings;"
         f"trainer.train(Path({str(prepared / 'model')!r}), Path({str(prepared / 'blocks')!r}), {training!r},"
         f" Path({str(out)!r}), work=Path({str(work)!r}), save_every_tokens=512,"
-        " on_log=lambda record: time.sleep(0.3))"
+        " on_log=lambda record: record['tokens'] > 1024 and time.sleep(600))"  # after step 8, until it is killed
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     while not (work / "checkpoint-8" / COMPLETE).exists():

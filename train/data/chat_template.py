@@ -156,8 +156,8 @@ class _Probe:
             raise Failed(f"the template ends an answer by {ends}; a generation would not know where to stop")
         lead, stops = before.removeprefix(prompt), after[: stop.end()]
         one_sequence = following.startswith(prompt + lead + ANSWERS[0] + stops)
-        folds, own = self.system(prompt)
-        return ChatTemplate(self.render, lead, stops, folds, one_sequence, own)
+        folds, default_system = self.system(prompt)
+        return ChatTemplate(self.render, lead, stops, folds, one_sequence, default_system)
 
     def rendered(self, messages: list[Message]) -> str:
         """Render messages, as a prompt if they end with a question. Raises Failed if one of them is not in the text."""
@@ -187,8 +187,8 @@ class _Probe:
         if text.count(SYSTEM) != 1 or QUESTIONS[0] not in text:
             return True, ""
         head, question = text.partition(SYSTEM)[0], without.partition(QUESTIONS[0])[0]
-        own = question.removeprefix(head) if question.startswith(head) else ""
-        return False, self.render.control.split(own)[0].strip()
+        system = question.removeprefix(head) if question.startswith(head) else ""
+        return False, self.render.control.split(system)[0].strip()
 
 
 def turns_of(questions: Sequence[str], answers: Sequence[str]) -> list[Message]:

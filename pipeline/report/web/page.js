@@ -81,6 +81,11 @@
       predictions: () => `Bars of the share of answers that went to each label of ${state.task}, at ${tokens(state.budget)}. ${rows.map((row) => `${row.title}, ${row.label}: ${percent(row.share)}`).join("; ")}.`,
       training: () => `Lines of bits per byte on dev against tokens. ${rows.map((row) => `${row.stage}, ${row.language}, ${tokens(row.tokens)}: ${fixed(row.bits)}`).join("; ")}.`,
       hours: () => `Hours by kind of stage. ${rows.map((row) => `${row.kind}, ${row.what}: ${row.hours.toFixed(3)}`).join("; ")}.`,
+      search: () => {
+        const best = new Map(rows.map((row) => [row.title, row]));
+        const at = ({ title, best: value }) => rows.find((row) => row.title === title && row.score === value);
+        return `Scores on dev by candidate, and the best so far. ${[...best.values()].map((last) => `${last.title}: ${last.trial} candidates, best ${fixed(last.best)} at number ${at(last).trial} (${at(last).settings})`).join("; ")}.`;
+      },
       claims: () => `Effects of the claims, divided by their margins. ${rows.map((row) => `${row.row}, ${row.effect}`).join("; ")}.`,
     };
     return `${(say[name] || (() => name))()} A table below has the data.`;
@@ -126,7 +131,7 @@
     const rows = every.filter((row) => known.every((name) => name in row)); // not those of levels and windows
     const names = known.filter((name) => !["method", "measure", "order", "by", "group"].includes(name) && rows.some((row) => typeof row[name] !== "string" || row[name]));
     names.sort((a, b) => (b === "title") - (a === "title"));
-    const title = { title: "method", tokens: "CT tokens", bits: "bits per byte", lost_top: "share lost of SFT's top 5%", lost: "share lost of SFT", trimmed: "share trimmed of SFT", spread: "range over seeds", row: "claim or pair", low: "95% CI from", high: "95% CI to", time: "time beyond the English SFT", time_all: "time with the English SFT", trained: "tokens trained beyond the English SFT", trained_all: "tokens trained with the English SFT", low_holm: "Holm from", high_holm: "Holm to", mde: "MDE", family: "task", what: "time" };
+    const title = { title: "method", tokens: "CT tokens", bits: "bits per byte", lost_top: "share lost of SFT's top 5%", lost: "share lost of SFT", trimmed: "share trimmed of SFT", spread: "range over seeds", row: "claim or pair", low: "95% CI from", high: "95% CI to", time: "time beyond the English SFT", time_all: "time with the English SFT", trained: "tokens trained beyond the English SFT", trained_all: "tokens trained with the English SFT", low_holm: "Holm from", high_holm: "Holm to", mde: "MDE", family: "task", what: "time", trial: "candidate", score: "score on dev", best: "best so far" };
     const columns = names.map((name) => ({
       name, title: title[name] || name, text: rows.some((row) => typeof row[name] === "string"),
       show: (row) => (name === "tokens" ? tokens(row[name]) : typeof row[name] === "number" && !Number.isInteger(row[name]) ? row[name].toFixed(3) : row[name]),

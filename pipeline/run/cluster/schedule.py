@@ -107,8 +107,8 @@ def _piece_root(stage: Stage) -> Stage:
     tune = merge.parents.get("tune")
     if tune is None:
         return merge
-    own = all(tune.parents[role].key == parent.key for role, parent in merge.parents.items() if role != "tune")
-    return tune if own else merge
+    same_parents = all(tune.parents[role].key == parent.key for role, parent in merge.parents.items() if role != "tune")
+    return tune if same_parents else merge
 
 
 def ancestors(stage: Stage) -> tuple[Stage, ...]:

@@ -155,6 +155,7 @@ class Run:
     wobble: tuple[float, ...] = (0.0,) * 9
     lambdas: Mapping[str, float] = field(default_factory=dict)
     without_ct: float = 0.0
+    sampler: str | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
@@ -212,7 +213,7 @@ class Run:
         ]
         (folder / "tries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tries))
         (folder / "choice.yml").write_text(yaml.safe_dump(settings))
-        self.choices.append(Choice(method, budget, seed, folder))
+        self.choices.append(Choice(method, budget, seed, folder, sampler=self.sampler))
 
     def add_stage(self) -> None:
         record = {

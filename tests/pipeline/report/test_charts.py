@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from common.files import write_jsonl
 from pipeline.report import figures, merges, view
 from pipeline.report.charts.merges import slack_table
 from pipeline.report.charts.scores import tradeoff_table
+from pipeline.report.charts.search import search_table
 from pipeline.report.charts.style import method_styles, shown_first
 from pipeline.report.data import frame, gather
+from pipeline.report.records import Choice
 from pipeline.report.stages import StageRecords
 from tests.pipeline.report.points import frontier
 from tests.pipeline.report.synthetic import GOOD, INFO, LOST, Run
@@ -21,11 +24,13 @@ from tests.pipeline.report.synthetic import GOOD, INFO, LOST, Run
 @pytest.mark.parametrize("width", [None, 400])
 def test_every_chart_has_the_tables_that_its_spec_reads(tmp_path: Path, width: int | None) -> None:
     """The page and the figures draw what a chart names, and filter by columns and choices that there are."""
-    run = Run(tmp_path, GOOD, LOST)
+    run = Run(tmp_path, GOOD, LOST, sampler="tpe")
     points = frontier(tmp_path / "points", "ties", [(2.0, 0.35), (2.4, 0.45)], budget=10_000)
     points += frontier(tmp_path / "points", "ct_then_sft", [(2.1, 0.3), (2.5, 0.4)], budget=10_000)
     seen = view.picture(run.analysis(frontier=points), width)
-    assert {"claims", "curves", "tradeoff", "frontiers", "gap", "forest", "heat", "slack", "hours"} <= set(seen.charts)
+    assert {"claims", "curves", "tradeoff", "frontiers", "gap", "forest", "heat", "slack", "search", "hours"} <= set(
+        seen.charts
+    )
     for chart in seen.charts.values():
         read = set(re.findall(r'"data": \{"name": "(\w+)"\}', json.dumps(chart.spec)))
         assert set(chart.tables) == read, chart.name
@@ -79,6 +84,35 @@ def test_each_variant_of_slack_is_swept_by_itself(tmp_path: Path) -> None:
     groups = {(row.group, row.method) for row in swept.itertuples() if not row.method.endswith("_at_norm")}
     one, other = "density 0.5, lambda 1.5", "density 0.5, lambda 1.5, on_slack both"
     assert groups == {(one, "ties"), (one, "ties_sv_1"), (other, "ties"), (other, "ties_sv_both")}
+
+
+def test_a_search_is_drawn_by_trial_and_the_best_so_far(tmp_path: Path) -> None:
+    """The best falls for bits per byte and rises for accuracy; a grid is no search."""
+    settings = [
+        {"lambda": 1.23456789, "density": 0.5},
+        {"lambda": 0.5, "density": 1.0},
+        {"lambda": 1.0, "density": 1.0},
+    ]
+    for metric, scores, best in (
+        ("bits_per_byte", [2.5, 2.7, 2.25], [2.5, 2.5, 2.25]),
+        ("acc", [0.5, 0.25, 0.75], [0.5, 0.5, 0.75]),
+    ):
+        rows = [
+            {"settings": {"method": "ties", **one}, "metric": metric, "score": score}
+            for one, score in zip(settings, scores, strict=True)
+        ]
+        folder = tmp_path / metric
+        folder.mkdir()
+        write_jsonl(folder / "tries.jsonl", rows)
+        (folder / "choice.yml").write_text(json.dumps(rows[2]["settings"]))
+        selected = merges.read_choices(
+            [Choice("ties", 32_000, 1, folder, sampler="cmaes"), Choice("linear", 32_000, 1, folder)]
+        )
+        assert [one.found_by for one in selected] == ["search (CMA-ES)", "grid"]
+        table = search_table(selected)
+        assert list(table.best) == best and list(table.score) == scores
+        assert set(table.group) == {"32k tokens, seed 1"} and list(table.trial) == [1, 2, 3]
+        assert table.settings[0] == "lambda = 1.23, density = 0.5"
 
 
 def test_methods_keep_their_styles_apart_and_one_of_each_family_is_shown_first() -> None:
