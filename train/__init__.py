@@ -6,7 +6,7 @@ tool loads.
 
 `settings` contains what decides each result; every field is in the key of its stage. `trainer.train` is the one way to
 train, in this process or as `python -m train JOB.json` under a launcher; `hf_trainer` is transformers' part of it.
-`lora` adds other adapters, `memory_saving` a base in fewer bits, `distributed` other engines, and `base_model` has the
-recipe of the small base. The order of blocks, the optimiser and its schedule are promises: a change gives other
-results, and needs a new revision of the stage. Only common/ is imported.
+`lora` adds other adapters, `memory_saving` a base in fewer bits, `averaging` a mean of checkpoints, `distributed` other
+engines, and `base_model` has the recipe of the small base. The order of blocks, the optimiser and its schedule are
+promises: a change gives other results, and needs a new revision of the stage. Only common/ is imported.
 """

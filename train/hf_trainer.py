@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from common import hub
 from common.files import write_atomic
 from train import distributed, lora, memory_saving, resume
+from train.averaging import WeightAverage
 from train.data.blocks import Blocks
 from train.data.packing import IGNORED
 from train.dev_text import DevText, bits_per_byte
@@ -99,15 +100,16 @@ def training_arguments(
 def learning_rate_schedule(settings: TrainingSettings) -> dict[str, Any]:
     """Return the Trainer's arguments for the learning rate after the warm-up.
 
-    A wsd schedule without a decay is the trunk of those with one: up to the first step of their decay all of them give
-    the same rates, so a run may continue from the trunk's state.
+    A wsd schedule without a falling rate is the trunk of those with one: up to the first step of their decay all of
+    them give the same rates, so a run may continue from the trunk's state.
     """
     if settings.schedule == "cosine":
         return {
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr_rate": settings.min_lr_ratio},
         }
-    decay = {"num_decay_steps": settings.decay_steps, "decay_type": settings.decay_shape or "linear"}
+    shape = settings.decay_shape if settings.decay_steps else None
+    decay = {"num_decay_steps": settings.decay_steps, "decay_type": shape or "linear"}
     return {
         "lr_scheduler_type": "warmup_stable_decay",
         "lr_scheduler_kwargs": {**decay, "min_lr_ratio": settings.min_lr_ratio},
@@ -162,13 +164,21 @@ def other_modalities(model: transformers.PreTrainedModel) -> list[str]:
 class Trainer(transformers.Trainer):
     """transformers' Trainer, which here saves a model's weights once and logs to `progress` alone."""
 
-    def __init__(self, model: Any, arguments: TrainingArguments, dataset: Blocks, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        dataset: Blocks,
+        progress: Progress,
+        average: WeightAverage | None = None,
+    ) -> None:
         config = model.config
         self.flash = "flash" in config._attn_implementation
         self.cached = {"use_cache": config.use_cache} if "use_cache" in vars(config) else {}
         super().__init__(model=model, args=arguments, train_dataset=dataset, callbacks=[progress])
         self.remove_callback(transformers.PrinterCallback)
         progress.trainer = self
+        self.average = average if self.is_world_process_zero() else None
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *positional: Any, **named: Any) -> Any:
         """Compute the loss of a batch, flattened to one row if FlashAttention has to tell examples apart."""
@@ -185,7 +195,7 @@ class Trainer(transformers.Trainer):
         """
         if self.is_deepspeed_enabled:
             return
-        holders = ("model", "model_wrapped", "optimizer", "lr_scheduler", "callback_handler")
+        holders = ("model", "model_wrapped", "optimizer", "lr_scheduler", "callback_handler", "average")
         vars(self).update(dict.fromkeys(holders))
         self.accelerator.free_memory()
         if self.args.optim in memory_saving.OPTIMIZERS.values():
@@ -195,18 +205,21 @@ class Trainer(transformers.Trainer):
             torch.cuda.empty_cache()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save weights for the Trainer's checkpoints.
+        """Save weights for the Trainer's checkpoints, and their mean so far.
 
         DeepSpeed's checkpoints contain the weights already: they are not gathered and written a second time.
         """
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
+        if self.average:
+            self.average.write(Path(str(output_dir)), self.state.global_step)
 
     def publish(self, out: Path, base: Path, settings: TrainingSettings) -> None:
         """Write the weights of all processes, in float32, as a plain folder `out/model` that `from_pretrained` loads.
 
-        Tied tensors are written once. With LoRA, the adapter is written as `out/adapter`, too, and the weights that it
-        does not train are those of the base's files, in whatever dtype they were while it trained.
+        They may be a mean (train/averaging.py). Tied tensors are written once. With LoRA, the adapter is written as
+        `out/adapter`, too, and the weights that it does not train are those of the base's files, in whatever dtype they
+        were while it trained.
         """
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16):
@@ -217,6 +230,8 @@ class Trainer(transformers.Trainer):
         plain = self.accelerator.unwrap_model(self.model_wrapped)
         vars(plain.config).pop("use_cache", None)  # transformers.Trainer has set it to False for the training
         vars(plain.config).update(self.cached)
+        if self.average:
+            weights = self.average.averaged(weights, plain)
         if settings.lora:
             lora.save_adapter(plain, weights, base, out / "adapter")
             if settings.base_dtype == "float32":
@@ -300,6 +315,7 @@ class Progress(transformers.TrainerCallback):
     ) -> None:
         self.dev, self.dev_steps = dev or {}, max(1, dev_every_tokens // settings.batch_tokens)
         self.compute, self.steps, self.batch_tokens, self.log = compute, settings.steps, settings.batch_tokens, log
+        self.averaged_steps = settings.averaged_steps
         self.report, self.should_stop, self.interrupted = on_log, should_stop, False
         self.started, self.first_step = time.monotonic(), 0
         self.trainer: Trainer | None = None
@@ -311,6 +327,8 @@ class Progress(transformers.TrainerCallback):
         wrapped = self.trainer.model_wrapped
         plain = self.trainer.accelerator.unwrap_model(wrapped)
         self.facts = distributed.verify_launch(wrapped, plain, self.compute)
+        if self.trainer.average:
+            self.trainer.average.resume(state.global_step)
         if state.global_step >= self.steps:
             raise NothingLeft
         self.started, self.first_step = time.monotonic(), state.global_step
@@ -332,10 +350,21 @@ class Progress(transformers.TrainerCallback):
         elif self.should_stop and distributed.any_rank(self.should_stop()):
             self.interrupted = control.should_save = control.should_training_stop = True
         measures = bool(self.dev) and (state.global_step % self.dev_steps == 0 or state.global_step >= self.steps)
-        self.meter.end_step(saves=control.should_save or measures)
+        averages = state.global_step in self.averaged_steps
+        self.meter.end_step(saves=control.should_save or measures or averages)
+        if averages:
+            self._average(state)
         if measures:
             self._measure_dev(state)
+        if averages or measures:
             self.meter.end_save()
+
+    def _average(self, state: TrainerState) -> None:
+        """Count the weights of this step in the mean, in the first process."""
+        assert self.trainer is not None
+        if self.trainer.average:
+            plain = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+            self.trainer.average.update(state.global_step, plain)
 
     def _measure_dev(self, state: TrainerState) -> None:
         """Log bits per byte of held-out text at this step."""

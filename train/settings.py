@@ -17,6 +17,9 @@ from common.hub_data import Source
 from common.settings import Bytes, Fraction, Positive, Seed, Settings, Tokens
 
 Precision = Literal["fp32", "bf16", "fp16"]
+# How a wsd schedule ends. linear, 1-sqrt: the learning rate falls (Haegele et al. 2024, arXiv 2405.18392);
+# average: it stays, and weights are averaged (train/averaging.py).
+DecayShape = Literal["linear", "1-sqrt", "average"]
 HeldOutFraction = Annotated[float, Field(gt=0, lt=0.5)]
 
 
@@ -263,8 +266,9 @@ class TrainingSettings(Optimization, MixedPrecision, MemorySaving):
     lora: LoraSettings | None = None  # None: every weight is trained
     train_embeddings: bool = False  # with LoRA: embedding and head are trained too, in full
     schedule: Literal["cosine", "wsd"] = "cosine"  # after the warm-up; wsd: constant, then a decay
-    decay_tokens: int = 0  # wsd: the last tokens of this run, over which the rate falls; 0: it stays at its peak
-    decay_shape: Literal["linear", "1-sqrt"] | None = None  # wsd (Haegele et al. 2024, arXiv 2405.18392)
+    decay_tokens: int = 0  # wsd: the last tokens of this run, its decay; 0: the rate stays at its peak
+    decay_shape: DecayShape | None = None  # wsd
+    averaged_checkpoints: Positive | None = None  # average: at most, no more than the steps of the decay
     whole_text: bool = False
     frozen_columns: FrozenColumns | None = None  # None: all weights change
 
@@ -287,8 +291,18 @@ class TrainingSettings(Optimization, MixedPrecision, MemorySaving):
 
     @property
     def decay_steps(self) -> int:
-        """Return the optimizer steps of the decay of a wsd schedule."""
-        return self.decay_tokens // self.batch_tokens
+        """Return the last optimizer steps of a wsd schedule, over which the rate falls; 0: it does not fall."""
+        return 0 if self.averaged_checkpoints else self.decay_tokens // self.batch_tokens
+
+    @property
+    def averaged_steps(self) -> tuple[int, ...]:
+        """Return the steps whose weights the published ones are the mean of; empty: those of the last are published.
+
+        They end equal parts of the decay.
+        """
+        steps = self.decay_tokens // self.batch_tokens
+        parts = min(steps, self.averaged_checkpoints or 0)
+        return tuple(self.steps - steps + steps * part // parts for part in range(1, parts + 1))
 
 
 class NewTokens(Settings):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BadInput, Interrupted
-from train import dev_text, distributed, memory_saving, resume
+from train import averaging, dev_text, distributed, memory_saving, resume
 from train.data.blocks import Blocks
 from train.data.chat_template import TrainedTemplate, add_stop_token
 from train.dev_text import DevEvaluation
@@ -50,7 +50,8 @@ def train(
     resume_state: the `state` of a smaller budget to start from; None: the model.
     on_log: gets {"tokens", "of_tokens", "loss", "learning_rate", "tokens_per_second"} after every logged step, in the
     first process only.
-    watched: held-out text whose bits per byte are logged as {"tokens", "of_tokens", "dev_bits_per_byte"}.
+    watched: held-out text whose bits per byte are logged as {"tokens", "of_tokens", "dev_bits_per_byte"}: those of the
+    current weights, also where the published ones are a mean.
     calibration_dir: blocks of the text that decides which columns of the model are frozen, if the settings freeze any.
     should_stop: called after every step; once it is true in any process, all save and raise Interrupted.
 
@@ -60,6 +61,7 @@ def train(
     """
     distributed.batch_sizes(settings.batch_tokens, settings.block_size, compute.world, compute.micro_batch)
     memory_saving.check(settings, compute)
+    averaging.check(settings, compute)
     dataset = Blocks(blocks_dir)
     check_budget(settings, len(dataset), blocks_dir.name)
 
@@ -77,8 +79,9 @@ def train(
     dev = dev_text.read_dev_text(watched, model_dir, settings.block_size) if watched else {}
     every = watched.every_tokens if watched else 0
     progress = engine.Progress(compute, settings, work / "log.jsonl", on_log, should_stop, dev, every)
+    average = averaging.WeightAverage(settings.averaged_steps, start) if settings.averaged_steps else None
     # nothing else here may keep the model: `release` frees it
-    trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress)
+    trainer = engine.Trainer(engine.load_model(model_dir, settings, compute), arguments, dataset, progress, average)
     frozen = freeze_columns(trainer, settings, calibration_dir)
     try:
         with suppress(engine.NothingLeft):

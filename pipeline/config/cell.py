@@ -20,6 +20,7 @@ from pipeline.config.models import MATRICES, Model
 from pipeline.config.scoring import Evaluation, Merge, VariantName, check_parents
 from pipeline.config.sources import CipherCorpus, Corpus, HubCorpus, Language, of_chosen_corpus
 from pipeline.config.trainings import Adaptation, ContinualTraining, Instructions, Training
+from train import averaging
 from train.data.chat_template import CHATML, TOKENIZER
 from train.distributed import batch_sizes
 from train.memory_saving import contradiction
@@ -238,6 +239,12 @@ class Config(Settings):
     @model_validator(mode="after")
     def weights_can_be_trained(self) -> Config:
         if self.train.lora_above is None and (wrong := why_not_trained(self)):
+            raise ValueError(wrong)
+        return self
+
+    @model_validator(mode="after")
+    def weights_can_be_averaged(self) -> Config:
+        if self.ct.averages and (wrong := averaging.contradiction(bool(self.train.lora), self.compute.strategy)):
             raise ValueError(wrong)
         return self
 

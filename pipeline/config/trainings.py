@@ -15,7 +15,7 @@ from common.validation import sentence
 from pipeline.config.sources import CtSource, HubInstructions
 from train.data.blocks import mixture
 from train.data.chat_template import GIVEN, NONE
-from train.settings import CtData, FrozenColumns, LoraSettings, MemorySaving, Optimization
+from train.settings import CtData, DecayShape, FrozenColumns, LoraSettings, MemorySaving, Optimization
 
 
 class Training(Optimization):
@@ -72,6 +72,7 @@ class ContinualTraining(Training, CtData):
     freeze: what the baseline `sft_then_ct_frozen` freezes; other trainings freeze nothing.
     schedule: cosine, one for all budgets, which ends at `schedule_tokens`; or wsd (warm-up, stable, decay), in which
     each budget ends with a decay of its own, over `decay_fraction` of its tokens.
+    decay_shape: average: the rate stays, and the published weights are the mean of `averaged_checkpoints` of the decay.
     sources: further texts by name, each with the fraction of the blocks that it has.
     whole_text: set where `tokens` is null. Then the blocks alone know the tokens; `tokens` and `schedule_tokens` hold
     an estimate, for plans (pipeline/resolve.py).
@@ -82,7 +83,8 @@ class ContinualTraining(Training, CtData):
     schedule: Literal["cosine", "wsd"]
     freeze: Freezing
     decay_fraction: Annotated[float, Field(gt=0, le=1)]
-    decay_shape: Literal["linear", "1-sqrt"]
+    decay_shape: DecayShape
+    averaged_checkpoints: Positive
     schedule_tokens: Tokens
     sources: dict[SourceName, CtSource] | None = None
 
@@ -107,6 +109,11 @@ class ContinualTraining(Training, CtData):
     def language_fraction(self) -> float:
         """Return the fraction of the blocks that the language's text has."""
         return mixture(self.english_fraction, self.fractions)[0]
+
+    @property
+    def averages(self) -> bool:
+        """Return whether the published weights are a mean of checkpoints."""
+        return self.schedule == "wsd" and self.decay_shape == "average"
 
     @property
     def decay_tokens(self) -> int:

@@ -69,11 +69,13 @@ def stage_work(stage: Stage, config: Config, shape: ModelShape, resumed: int = 0
         kept = state if stage.trajectory and last and config.compute.keep_last_state else 0
         # the last two checkpoints, the state that is dropped later, the one that is continued from
         beside = (2 if kept else 3) + (resumed > 0)
+        # a checkpoint of a decay that averages has the mean beside the weights (train/averaging.py)
+        mean = 2 * 4 * shape.parameters if getattr(settings, "averaged_steps", ()) else 0
         return Work(
             trained,
             trained * training_flops(shape, settings.block_size, getattr(settings, "lora", None) is not None),
             model + kept + SMALL,
-            beside * state,
+            beside * state + mean,
         )
     if kind == "answers":
         questions = QUESTIONS if settings.questions is None else len(settings.questions)

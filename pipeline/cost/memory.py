@@ -30,8 +30,8 @@ from common.hub import local_folder
 from pipeline.config import Compute, Config, ModelShape
 from pipeline.cost.hardware import GPUS, Cluster
 from pipeline.cost.shape import Trained, all_weights, model_shape, trained_by
+from train import averaging, memory_saving
 from train.distributed import ZERO_STAGES, batch_sizes
-from train.memory_saving import contradiction
 from train.settings import MemorySaving
 
 HOST_SLACK = 1.5  # DeepSpeed's own factor for buffers in a node's memory
@@ -48,7 +48,7 @@ class Memory:
     copies: weights in 16 bits that autocast makes and keeps for the backward pass. buffers: of communication, and
     weights of other GPUs while they are used. activations: kept for the backward pass. logits: the block at its
     beginning. layer: of one layer while its backward pass runs. accumulated: whether gradients of one pass stay until
-    the next, as a step has several. host: bytes of a node's main memory that hold offloaded states.
+    the next, as a step has several. host: bytes of a node's main memory for offloaded states or a mean of weights.
     """
 
     parameters: float
@@ -245,10 +245,12 @@ def memory_of_trainings(config: Config) -> dict[str, Memory]:
     """Return bytes per GPU while CT and SFT train."""
     shape, trained = model_shape(config), trained_by(config)
     parts = (("ct", config.ct), ("sft", config.sft))  # blocks of SFT hold several examples
-    return {
+    needs = {
         kind: training_memory(shape, config.compute, part.batch_tokens, part.block_size, trained, kind == "sft")
         for kind, part in parts
     }
+    mean = 4 * trained.parameters if config.ct.averages else 0  # train/averaging.py
+    return {**needs, "ct": replace(needs["ct"], host=needs["ct"].host + mean)}
 
 
 # --- scoring
@@ -474,7 +476,8 @@ def alternatives(config: Config, cluster: Cluster) -> Iterator[Config]:
     while nodes <= MOST_NODES:
         for strategy, recompute, changes in ways:
             saving = train.model_copy(update=changes)
-            if contradiction(saving, train.lora is not None, compute.precision, strategy):
+            wrong = memory_saving.contradiction(saving, train.lora is not None, compute.precision, strategy)
+            if wrong or (config.ct.averages and averaging.contradiction(train.lora is not None, strategy)):
                 continue
             many = strategy != "none"
             sized = {"processes": cluster.per_node if many else 1, "nodes": nodes if many else 1}

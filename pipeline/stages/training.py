@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pipeline.execute import Job
 
 
-NO_DECAY: dict[str, Any] = {"decay_tokens": 0, "decay_shape": None}
+NO_AVERAGE: dict[str, Any] = {"averaged_checkpoints": None}
+NO_DECAY: dict[str, Any] = {"decay_tokens": 0, "decay_shape": None, **NO_AVERAGE}
 
 
 class TrainingOptions(Settings):
@@ -128,7 +129,7 @@ def plan_sft(slug: str, config: Config, parents: Mapping[str, Stage]) -> Stage:
 
 def ct_settings(config: Config) -> TrainingSettings:
     """Return the settings of CT by the config; only a wsd schedule decays. New tokens need their embeddings trained."""
-    values = dict(NO_DECAY) if config.ct.schedule == "cosine" else {}
+    values = dict(NO_DECAY if config.ct.schedule == "cosine" else {} if config.ct.averages else NO_AVERAGE)
     if config.model.new_tokens and config.train.lora:
         values["train_embeddings"] = True
     return training_settings(config, config.ct, **values)

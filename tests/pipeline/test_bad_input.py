@@ -55,6 +55,14 @@ CASES = {
     "negative seed": (["seed=-1"], r"seed=-1: "),
     "not a budget": (["ct.tokens=32q"], r"ct\.tokens=32q: "),
     "zero budget": (["ct.tokens=0"], r"ct\.tokens=0: "),
+    "an average of LoRA's factors": (
+        ["ct.schedule=wsd", "ct.decay_shape=average", "train=lora"],
+        r"ct\.decay_shape=average: ",
+    ),
+    "an average of shards": (
+        ["ct.schedule=wsd", "ct.decay_shape=average", "compute=fsdp", "compute.processes=2"],
+        r"ct\.decay_shape=average: ",
+    ),
     "budget above the schedule": (["ct.tokens=2B"], r"ct\.tokens=2B: "),
     "batch that is no multiple": (
         ["ct.batch_tokens=1000"],

@@ -200,6 +200,15 @@ def test_every_process_of_a_node_loads_32_bits_in_its_main_memory() -> None:
     assert on_node(paper("compute=zero3"), "8xH100")["ct"] < needs["ct"] / 4
 
 
+def test_a_mean_of_weights_is_in_the_main_memory_of_ct_and_rules_out_shards() -> None:
+    one = ("compute=gpu", "ct.schedule=wsd", "ct.decay_shape=average")
+    plain, averaged = (on_node(paper(*words), "1xH200") for words in (one[:2], one))
+    assert averaged["ct"] == 2 * plain["ct"] - memory.PROCESS and averaged["sft"] == plain["sft"]
+    cluster = hardware.parse_cluster("8xH100")
+    others = memory.alternatives(memory.on_cluster(paper(*one), cluster), cluster)
+    assert {other.compute.strategy for other in others} == {"none"}
+
+
 def test_a_node_with_too_little_main_memory_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline.cli import pipeline_main as main
 

@@ -115,6 +115,21 @@ def test_annealed_budgets_share_a_trunk_and_end_with_a_decay_each() -> None:
     assert {stage.key for stage in trunks} & {stage.key for stage in reshaped.stages} == {trunks[0].key}
 
 
+def test_averaging_shares_the_trunks_of_decays_and_counts_its_checkpoints_in_the_key() -> None:
+    annealed = {"ct__schedule": "wsd", "ct__decay_fraction": 0.25}
+    falling, averaged = planned(**annealed), planned(ct__decay_shape="average", **annealed)
+    (ct,) = (stage for stage in averaged.stages if "trunk" in stage.parents)
+    assert {stage.key for stage in falling.stages} & {ct.parents["trunk"].key}
+    assert ct.key_content["averaged_checkpoints"] == 10 and ct.trajectory is None
+    assert "averaged_checkpoints" not in ct.parents["trunk"].key_content
+    assert changed(averaged, planned(ct__decay_shape="average", ct__averaged_checkpoints=5, **annealed)) >= {"ct"}
+    for shape in ("linear", "1-sqrt"):
+        one = planned(ct__decay_shape=shape, **annealed)
+        assert not changed(one, planned(ct__decay_shape=shape, ct__averaged_checkpoints=5, **annealed))
+    cosine = planned(ct__decay_shape="average", ct__averaged_checkpoints=5)
+    assert not changed(planned(), cosine), "one cosine for all budgets averages nothing"
+
+
 def test_a_budget_that_is_all_decay_has_no_trunk() -> None:
     cell = planned(ct__tokens=2048, ct__schedule="wsd", ct__decay_fraction=1.0)
     (ct,) = (stage for stage in cell.stages if stage.kind == "ct")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import BadInput
-from tests.train.torchrun_trainings import LORA
+from tests.train.torchrun_trainings import AVERAGED, LORA
 from train import base_model, trainer
 from train.dev_text import DevEvaluation
 from train.resume import COMPLETE, check_state
@@ -67,6 +67,7 @@ def prepared(
         ("one_masked", 1024, "masked", {}),
         ("one_bf16", 1024, "blocks", {"precision": "bf16"}),
         ("one_frozen", 1024, "masked", {"frozen_columns": FrozenColumns(fraction=0.5, blocks=4)}),
+        ("one_averaged", 1024, "blocks", AVERAGED),
         *([("one_nf4", 1024, "blocks", nf4)] if importlib.util.find_spec("bitsandbytes") else []),
     ]
     for name, tokens, blocks, changes in alone:
@@ -209,6 +210,7 @@ def test_two_processes_train_what_one_does(strategy: str, prepared: Path, tmp_pa
     if strategy == "ddp":
         close(weights(tmp_path / "from_one"), weights(prepared / "one_whole"))
         close(weights(tmp_path / "frozen"), weights(prepared / "one_frozen"))
+        close(weights(tmp_path / "averaged"), weights(prepared / "one_averaged"))
         if (prepared / "one_nf4").exists():
             close(weights(tmp_path / "nf4"), weights(prepared / "one_nf4"))
 

@@ -21,6 +21,12 @@ from train.dev_text import DevEvaluation
 from train.settings import Compute, FrozenColumns, LoraSettings, TrainingSettings
 
 LORA = LoraSettings(rank=2, alpha=4, dropout=0.0, targets="all-linear")
+AVERAGED: dict[str, Any] = {
+    "schedule": "wsd",
+    "decay_tokens": 512,
+    "decay_shape": "average",
+    "averaged_checkpoints": 2,
+}
 
 
 class Killed(Exception):
@@ -88,6 +94,7 @@ def main(prepared: Path, out: Path, strategy: str) -> None:
         run("from_one", 2048, resume_state=prepared / "one_half" / "out" / "state")
         half = FrozenColumns(fraction=0.5, blocks=4)
         run("frozen", 1024, "masked", frozen_columns=half, calibration_dir=prepared / "masked")
+        run("averaged", 1024, **AVERAGED)
         if (prepared / "one_nf4").exists():
             run("nf4", 1024, lora=LORA, base_dtype="nf4", optimizer="adamw_8bit")
 
