@@ -147,18 +147,22 @@ class Spread:
 
 
 def task_vectors(audits: Iterable[Audit]) -> list[TaskVectors]:
-    """Return the task vectors that merges of CT and SFT were made of, by regime, budget and seed."""
+    """Return the task vectors that merges of CT and SFT were made of, by regime, budget and seed.
+
+    Cells are left out where a vector is zero, or its norm beyond float64.
+    """
     cells: dict[tuple[str, int, int], list[tuple[dict[str, Any], Path]]] = {}
     for audit in audits:
         report = _report(audit)
-        pair = report["models"].keys() == {"ct", SFT}
-        if pair and audit.ct_tokens and not any(model["share_trimmed"] for model in report["models"].values()):
+        is_pair = report["models"].keys() == {"ct", SFT}
+        untrimmed = all(model["norm"] and not model["share_trimmed"] for model in report["models"].values())
+        if is_pair and audit.ct_tokens and untrimmed:
             regime = audit.method.rpartition("/")[0]
             cells.setdefault((regime, audit.ct_tokens, audit.seed), []).append((report, audit.folder / "merge.yml"))
     rows = []
     for (regime, budget, seed), reports in sorted(cells.items()):
         models = reports[0][0]["models"]
-        summed = [pair for pair in reports if pair[0]["method"] == "task_arithmetic"]
+        summed = [(report, recipe) for report, recipe in reports if report["method"] == "task_arithmetic"]
         rows.append(
             TaskVectors(
                 regime=regime,
@@ -197,13 +201,15 @@ def task_vectors_over_seeds(vectors: Sequence[TaskVectors]) -> list[tuple[str, i
 def _cosine(report: Mapping[str, Any], recipe: Path) -> float | None:
     """Return cos(τ_CT, τ_SFT) from ‖λ(a τ_CT + b τ_SFT)‖, by the law of cosines.
 
-    None where λ, a or b differs between tensors or is not above 0.
+    None where λ, a or b differs between tensors or is not above 0, or the merged norm is beyond float64.
     """
     import yaml
 
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     given = [settings["lambda"], *(settings["models"][name]["weight"] for name in ("ct", SFT))]
     if settings.get("normalize") or settings.get("slices") or not all(isinstance(each, int | float) for each in given):
+        return None
+    if report["merged"]["norm"] is None:
         return None
     scale = given[0] * report["merged"]["lambda_factor"]
     ct, sft = (weight * report["models"][name]["norm"] for weight, name in zip(given[1:], ("ct", SFT), strict=True))

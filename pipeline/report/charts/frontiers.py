@@ -84,8 +84,8 @@ def _forest_table(shown: FrontierGaps | None, answers: Sequence[Answer]) -> Data
     """
     rows: list[tuple[Any, ...]] = []
     decided = _decided(answers)
-    measured = shown is not None and any(gap.estimate for gap in shown.gaps)
-    for gap in shown.gaps if shown and measured else ():
+    gaps = shown.gaps if shown else ()
+    for gap in gaps if any(gap.estimate for gap in gaps) else ():
         pair = f"{budget_name(gap.ct_tokens)}: {label(gap.first)} \u2212 {label(gap.second)}"
         if gap.estimate is None:
             note = NO_SHARED_BITS if gap.separate else gap.missing

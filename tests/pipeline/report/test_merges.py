@@ -68,6 +68,11 @@ def test_task_vectors_are_those_of_the_checkpoints(tmp_path: Path) -> None:
     assert annealed.cosine == pytest.approx(float(ct @ sft / ct.norm() / sft.norm()), rel=1e-5)
     assert annealed.in_conflict == pytest.approx(float((ct * sft < 0).double().mean()))
     assert cosine.regime == "cosine" and cosine.cosine is None
+    broken = json.loads((tmp_path / "cosine/ties/audit.json").read_text())
+    for norm in (0.0, None):  # SFT that changed nothing, and a norm that JSON cannot hold
+        broken["models"]["sft"]["norm"] = norm
+        (tmp_path / "cosine/ties/audit.json").write_text(json.dumps(broken))
+        assert merges.task_vectors(audits) == [annealed]
     (_, budget, spreads), _ = merges.task_vectors_over_seeds([annealed, cosine])
     spread = spreads["ct_norm"]
     assert budget == 50_000 and spread and spread.low == spread.mean == spread.high == annealed.ct_norm
