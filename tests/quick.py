@@ -1,10 +1,10 @@
-"""The tests for the change at hand, in less than a minute: `python -m tests.quick [PYTEST'S ARGUMENTS]`.
+"""The tests nearest to a change, in less than a minute: `python -m tests.quick [PYTEST'S ARGUMENTS]`.
 
 Changed is what differs from the merge base with main, or from BASE in the environment, and what is not committed. Each
 file of tests has a distance: how many imports are between it and a changed file. Those that are nearest run, as many
 as take BUDGET_S by `durations.json`, and ALWAYS. Tests of SLOW_S and more never run here. What is left out is printed.
 
-`make test ARGS=--write-durations` measures the durations anew (tests/conftest.py).
+`make test ARGS=--write-durations` measures the durations again (tests/conftest.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A decay by an average of checkpoints, held against bare loops, kills and what cannot be averaged."""
+"""A decay by an average of checkpoints: against a bare loop, after kills, and where it is rejected."""
 
 from __future__ import annotations
 
